@@ -1,0 +1,12 @@
+"""Registered datasets, and the keys of a batch.
+
+| key | type | from |
+|---|---|---|
+| `video` | float `[B,3,T,H,W]` in [-1, 1] | dataset, or reference files at inference |
+| `text` / `label` | list of str / int `[B]` | table column `text` / `label` |
+| `fps`, `num_frames`, `height`, `width` | float32 `[B]`, on the CPU | table and bucket |
+| `sample`, `epoch` | int64 `[B]`, on the CPU | row and epoch; they name the sample's random numbers |
+| `latents` | float `[B,Z,T,H,W]` | `encode`, or a feature file |
+| `text_features`, `text_mask` | `[B,L,F]`, `[B,L]` | `encode`, or a feature file |
+| `reference`, `reference_mask` | `[B,Z,T,H,W]`, `[B,T]` | inference, long-video loops |
+"""

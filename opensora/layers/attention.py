@@ -1,0 +1,239 @@
+"""The one attention function, and the self and cross attention built on it."""
+
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from opensora.layers.rope import RotaryTable, apply_rotary
+from opensora.layers.transformer import RMSNorm
+from opensora.layers.windows import WindowPlan, partition, reverse
+
+BACKENDS = ("auto", "math", "sdpa", "flash")
+
+
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False, backend: str = "auto"
+) -> Tensor:
+    """Compute `softmax(q k^T / sqrt(d)) v`.
+
+    Args:
+        q: Shape [B, heads, N, d].
+        k: Shape [B, heads, M, d].
+        v: Shape [B, heads, M, d].
+        mask: Keys that may be seen, True = seen. Broadcasts to [B, heads, N, M].
+        causal: Whether query i sees keys 0..i only.
+        backend: "math" is the explicit product in float32 softmax, "sdpa" torch's kernels, "flash" the
+            flash-attn package. "auto" takes flash where it applies (installed, CUDA, half precision, no mask,
+            above 128 tokens, heads of at most 256 channels), else sdpa.
+
+    Returns:
+        Shape [B, heads, N, d].
+
+    Raises:
+        ValueError: The backend is unknown, or "flash" cannot take these tensors.
+        ImportError: "flash" is asked for and flash-attn is not installed.
+
+    Source: Vaswani et al. 2017, equation 1.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"attention_backend={backend!r}: use one of {', '.join(BACKENDS)}.")
+    fits = q.is_cuda and q.dtype in (torch.float16, torch.bfloat16) and mask is None and q.shape[-1] <= 256
+    if backend == "flash" and not fits:
+        raise ValueError(
+            f"attention_backend='flash' needs CUDA, half precision, no mask and heads of at most 256 channels; got "
+            f"{q.device.type}, {q.dtype}, mask={mask is not None}, {q.shape[-1]}. Use 'auto' to fall back where needed."
+        )
+    if backend == "flash" or (backend == "auto" and fits and k.shape[2] > 128 and _flash() is not None):
+        return _flash_attention(q, k, v, causal)
+    if backend == "math":
+        return _explicit_attention(q, k, v, mask, causal)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+
+
+def set_attention_backend(model: nn.Module, backend: str) -> None:
+    """Choose the kernel of every attention in a model.
+
+    Raises:
+        ValueError: The backend is unknown.
+        ImportError: "flash" is asked for and flash-attn is not installed.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"attention_backend={backend!r}: use one of {', '.join(BACKENDS)}.")
+    if backend == "flash" and _flash() is None:
+        raise ImportError(_NO_FLASH)
+    for module in model.modules():
+        if isinstance(module, SelfAttention | CrossAttention):
+            module.backend = backend
+
+
+class SelfAttention(nn.Module):
+    """Self attention within the windows of a grid.
+
+    Args:
+        dim: Model width D.
+        num_heads: Heads; they divide `dim`.
+        qkv_bias: Whether q, k and v have biases.
+        qk_norm: Whether q and k are normalised per head (RMSNorm).
+        norm_before_rope: False rotates before it normalises, as old weights expect.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        qkv_bias: bool = True,
+        qk_norm: bool = False,
+        norm_before_rope: bool = True,
+    ) -> None:
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(f"hidden size {dim} and num_heads={num_heads}: the heads must divide the width.")
+        head_dim = dim // num_heads
+        self.num_heads = num_heads
+        self.norm_before_rope = norm_before_rope
+        self.backend = "auto"
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.q_norm = RMSNorm(head_dim) if qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(head_dim) if qk_norm else nn.Identity()
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(
+        self, x: Tensor, plan: WindowPlan, rope: list[RotaryTable] | None = None, causal: bool = False
+    ) -> Tensor:
+        """Let each token see the tokens of its window.
+
+        Args:
+            x: Tokens in (T, H, W) order. Shape [B, T * H * W, D].
+            plan: How the grid is cut into windows.
+            rope: For each group of the plan the rotary table of its windows, or None.
+            causal: Whether a token sees itself and earlier ones of its window only.
+
+        Returns:
+            Shape [B, T * H * W, D].
+        """
+        qkv = self.qkv(x).unflatten(1, plan.grid)  # [B, T, H, W, 3 D]
+        blocks = []
+        for i, group in enumerate(plan.groups):
+            q, k, v = rearrange(
+                partition(qkv, group),
+                "B N (three heads d) -> three B heads N d",
+                three=3,
+                heads=self.num_heads,
+            )
+            table = None if rope is None else rope[i]
+            q, k = self._position(q, self.q_norm, table), self._position(k, self.k_norm, table)
+            out = attention(q, k, v, causal=causal, backend=self.backend)
+            blocks.append(reverse(rearrange(out, "B heads N d -> B N (heads d)"), group))
+        return self.proj(_assemble(blocks, plan).flatten(1, 3))
+
+    def _position(self, x: Tensor, norm: nn.Module, table: RotaryTable | None) -> Tensor:
+        if table is None:
+            return norm(x)
+        return apply_rotary(norm(x), table) if self.norm_before_rope else norm(apply_rotary(x, table))
+
+
+class CrossAttention(nn.Module):
+    """Attention of video tokens to a context, without positions.
+
+    Args:
+        dim: Model width D.
+        num_heads: Heads; they divide `dim`.
+    """
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(f"hidden size {dim} and num_heads={num_heads}: the heads must divide the width.")
+        self.num_heads = num_heads
+        self.backend = "auto"
+        self.q_linear = nn.Linear(dim, dim)
+        self.kv_linear = nn.Linear(dim, 2 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(
+        self,
+        x: Tensor,
+        context: Tensor,
+        mask: Tensor | None = None,
+        null_context: Tensor | None = None,
+        null_frames: Tensor | None = None,
+    ) -> Tensor:
+        """Let each token see the context of its sample, or the null context if its frame is marked.
+
+        Args:
+            x: Shape [B, T, S, D].
+            context: Shape [B, L, D].
+            mask: Real tokens of the context, of both contexts alike. Bool, shape [B, L]; None when all are
+                real.
+            null_context: Shape [B, L, D].
+            null_frames: Frames that see `null_context`. Bool, shape [B, T].
+
+        Returns:
+            Shape [B, T, S, D].
+        """
+        frames = x.shape[1]
+        q = self.q_linear(x)
+        if null_frames is None:
+            k, v = self._keys(context)
+            q = rearrange(q, "B T S (heads d) -> B heads (T S) d", heads=self.num_heads)
+            keys = None if mask is None else mask[:, None, None]
+            out = rearrange(attention(q, k, v, keys, backend=self.backend), "B heads N d -> B N (heads d)")
+            return self.proj(out).unflatten(1, (frames, -1))
+        # Each frame is a row of the batch and picks its own keys: the prompt's, or the null caption's.
+        k, v = self._keys(torch.cat((context, null_context)))
+        samples = torch.arange(x.shape[0], device=x.device)[:, None]
+        pick = (samples + x.shape[0] * null_frames).flatten()  # [B T]
+        keys = None if mask is None else mask.repeat_interleave(frames, 0)[:, None, None]
+        q = rearrange(q, "B T S (heads d) -> (B T) heads S d", heads=self.num_heads)
+        out = attention(q, k[pick], v[pick], keys, backend=self.backend)
+        return self.proj(rearrange(out, "(B T) heads S d -> B T S (heads d)", T=frames))
+
+    def _keys(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        kv = self.kv_linear(context)
+        return rearrange(kv, "B L (two heads d) -> two B heads L d", two=2, heads=self.num_heads).unbind(0)
+
+
+def _assemble(blocks: list[Tensor], plan: WindowPlan) -> Tensor:
+    """Put the groups' blocks back on the grid. Shape [B, T, H, W, D]."""
+    if len(blocks) == 1:
+        return blocks[0]
+    out = blocks[0].new_empty(blocks[0].shape[0], *plan.grid, blocks[0].shape[-1])
+    for block, group in zip(blocks, plan.groups, strict=True):
+        t, h, w = group.start
+        out[:, t : t + block.shape[1], h : h + block.shape[2], w : w + block.shape[3]] = block
+    return out
+
+
+def _explicit_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    if causal:
+        seen = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
+        scores = scores.masked_fill(~seen, float("-inf"))
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    return scores.float().softmax(-1).to(v.dtype) @ v
+
+
+_NO_FLASH = (
+    "attention_backend='flash': the package flash-attn is not installed; install it, or use 'auto' or 'sdpa'."
+)
+
+
+@lru_cache(maxsize=1)
+def _flash():  # noqa: ANN202
+    try:
+        from flash_attn import flash_attn_func
+    except ImportError:
+        return None
+    return flash_attn_func
+
+
+def _flash_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
+    kernel = _flash()
+    if kernel is None:
+        raise ImportError(_NO_FLASH)
+    out = kernel(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), causal=causal)
+    return out.transpose(1, 2)

@@ -1,0 +1,119 @@
+"""Rotary position embedding, along one axis or along three.
+
+Source: Su et al. 2021, "RoFormer", section 3.4.2. Pairs are interleaved: (x0, x1), (x2, x3), ...
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass
+class RotaryTable:
+    """Cosines and sines of the tokens of one window.
+
+    Args:
+        cos: Shape [N, R]: R pairs of each head are turned, the channels behind them stay.
+        sin: Same shape.
+    """
+
+    cos: Tensor
+    sin: Tensor
+
+
+class RotaryEmbedding(nn.Module):
+    """Frequencies of a rotary embedding; a frozen parameter, because published files hold it.
+
+    Args:
+        dim: Channels that one axis turns, even.
+        theta: Base of the wavelengths.
+    """
+
+    def __init__(self, dim: int, theta: float = 10000.0) -> None:
+        super().__init__()
+        if dim % 2 or dim < 2:
+            raise ValueError(
+                f"rotary dimension {dim}: it must be even and at least 2; change hidden_size or num_heads."
+            )
+        self.theta = theta
+        self.freqs = nn.Parameter(torch.empty(dim // 2), requires_grad=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Set the frequencies to theta^(-2i/dim)."""
+        half = self.freqs.shape[0]
+        with torch.no_grad():
+            self.freqs.copy_(self.theta ** (-torch.arange(half, dtype=torch.float32) / half))
+
+    def table(self, num_positions: int, compat_bf16: bool = False) -> RotaryTable:
+        """Make the table of a sequence, with positions 0, 1, 2, ...
+
+        Args:
+            num_positions: Length of the sequence.
+            compat_bf16: Compute in bfloat16, as the published code did.
+
+        Returns:
+            Tables of shape [num_positions, dim / 2].
+        """
+        return _table(self._angles(num_positions, 1.0, compat_bf16))
+
+    def axial_table(
+        self, size: tuple[int, int, int], scale: float, head_dim: int, compat_bf16: bool = False
+    ) -> RotaryTable:
+        """Make the table of a window: the first third of a head turns with time, then height, then width.
+
+        Args:
+            size: Frames, rows and columns of the window; positions start at 0 in each window.
+            scale: Rows and columns are divided by it; frames are not.
+            head_dim: Channels of a head, divisible by 6.
+            compat_bf16: Compute in bfloat16, as the published code did.
+
+        Returns:
+            Tables of shape [T * H * W, head_dim / 2].
+
+        Raises:
+            ValueError: A third of the head is odd or smaller than the rotary dimension.
+        """
+        pairs, rest = divmod(head_dim, 6)
+        if rest or pairs < self.freqs.shape[0]:
+            raise ValueError(
+                f"3D rotary embedding: head_dim {head_dim} must be divisible by 6 and at least "
+                f"{6 * self.freqs.shape[0]}; change hidden_size or num_heads."
+            )
+        parts = []
+        for axis, length in enumerate(size):
+            angles = self._angles(length, scale if axis else 1.0, compat_bf16)
+            angles = F.pad(angles, (0, pairs - angles.shape[1]))  # angle 0 turns nothing
+            shape = [1, 1, 1, pairs]
+            shape[axis] = length
+            parts.append(angles.view(shape).expand(*size, pairs))
+        return _table(torch.cat(parts, dim=-1).flatten(0, 2))
+
+    def _angles(self, length: int, scale: float, compat_bf16: bool) -> Tensor:
+        dtype = torch.bfloat16 if compat_bf16 else torch.float32
+        positions = torch.arange(length, device=self.freqs.device, dtype=dtype) / scale
+        return positions[:, None] * self.freqs.to(dtype)  # [length, dim / 2]
+
+
+def apply_rotary(x: Tensor, table: RotaryTable) -> Tensor:
+    """Turn the first channels of each head.
+
+    Args:
+        x: Shape [..., N, head_dim].
+        table: Tables of shape [N, R], 2 R <= head_dim. A float32 table is applied in float32.
+
+    Returns:
+        Same shape and dtype as `x`.
+    """
+    pairs = table.cos.shape[-1]
+    turned = x[..., : 2 * pairs].to(torch.promote_types(x.dtype, table.cos.dtype)).unflatten(-1, (pairs, 2))
+    even, odd = turned.unbind(-1)
+    cos, sin = table.cos, table.sin
+    turned = torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1).flatten(-2).to(x.dtype)
+    return turned if 2 * pairs == x.shape[-1] else torch.cat((turned, x[..., 2 * pairs :]), dim=-1)
+
+
+def _table(angles: Tensor) -> RotaryTable:
+    return RotaryTable(angles.cos(), angles.sin())

@@ -1,0 +1,1 @@
+"""Ground floor: configs, logging, weights, randomness. Nothing here imports the rest of `opensora`."""
