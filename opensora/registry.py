@@ -90,6 +90,33 @@ def bind(registry: Registry, cfg: Mapping[str, Any], **facts: Any) -> tuple[Any,
     return target, arguments
 
 
+def register_preset(registry: Registry, name: str, cls: type, **values: Any) -> None:
+    """Register `name` as `cls` with other defaults. A preset has the signature of its class, so configs bind
+    to it.
+
+    Args:
+        registry: Where to register.
+        name: Preset name, such as "STDiT3-XL/2".
+        cls: The class.
+        values: Arguments that make the preset; a config may still override them.
+    """
+
+    def preset(**kwargs: Any) -> Any:
+        return cls(**{**values, **kwargs})
+
+    signature = inspect.signature(cls)
+    parameters = [p.replace(default=values.get(p.name, p.default)) for p in signature.parameters.values()]
+    preset.__signature__ = signature.replace(parameters=parameters)
+    preset.__name__, preset.__doc__ = name, f"Build {cls.__name__} as {name}: {values}."
+    registry.register_module(name, module=preset)
+
+
+def fill_in(registry: Registry, cfg: Any, **facts: Any) -> dict[str, Any]:
+    """Return a config with those facts added that its constructor asks for and that it does not set."""
+    wanted = inspect.signature(resolve(registry, cfg["type"])).parameters
+    return {**{key: value for key, value in facts.items() if key in wanted}, **cfg}
+
+
 def build(registry: Registry, cfg: Any, **facts: Any) -> Any:
     """Build the component that `cfg` describes.
 

@@ -15,7 +15,7 @@ from opensora.layers.interfaces import Injection, inject
 from opensora.layers.rope import RotaryEmbedding, RotaryTable
 from opensora.layers.transformer import FinalLayer, Mlp, layer_norm, modulate
 from opensora.layers.windows import WindowPlan, plan_windows
-from opensora.registry import CONDITIONS, MODELS, bind
+from opensora.registry import CONDITIONS, MODELS, build, fill_in, register_preset
 
 FINAL_LAYERS = ("v1.3", "once")
 
@@ -168,7 +168,9 @@ class STDiT3(nn.Module):
         )
         self.reset_parameters()
         facts = {"hidden_size": hidden_size, "patch_size": self.patch_size, "in_channels": in_channels}
-        self.conditions = nn.ModuleDict({name: _condition(cfg, facts) for name, cfg in conditions.items()})
+        self.conditions = nn.ModuleDict()
+        for name, cfg in conditions.items():
+            self.conditions[name] = build(CONDITIONS, fill_in(CONDITIONS, cfg, **facts))
         self._choose_trained(freeze, train_only)
 
     def reset_parameters(self) -> None:
@@ -300,26 +302,9 @@ class STDiT3(nn.Module):
                 parameter.requires_grad_(False)
 
 
-@MODELS.register_module("STDiT3-XL/2")
-def stdit3_xl_2(**kwargs: Any) -> STDiT3:
-    """Build STDiT3 with depth 28, width 1152, 16 heads: 1.2 billion parameters."""
-    return STDiT3(**{"depth": 28, "hidden_size": 1152, "num_heads": 16, "patch_size": (1, 2, 2), **kwargs})
-
-
-@MODELS.register_module("STDiT3-3B/2")
-def stdit3_3b_2(**kwargs: Any) -> STDiT3:
-    """Build STDiT3 with depth 28, width 1872, 26 heads: 3.2 billion parameters."""
-    return STDiT3(**{"depth": 28, "hidden_size": 1872, "num_heads": 26, "patch_size": (1, 2, 2), **kwargs})
-
-
-def _condition(cfg: Any, facts: Mapping[str, Any]) -> nn.Module:
-    """Build a condition, filling in those facts of the network that its constructor asks for."""
-    import inspect
-
-    from opensora.registry import resolve
-
-    if not isinstance(cfg, Mapping):
-        return cfg
-    wanted = inspect.signature(resolve(CONDITIONS, cfg["type"])).parameters
-    target, arguments = bind(CONDITIONS, cfg, **{key: value for key, value in facts.items() if key in wanted})
-    return target(**arguments)
+register_preset(
+    MODELS, "STDiT3-XL/2", STDiT3, depth=28, hidden_size=1152, num_heads=16
+)  # 1.2 billion parameters
+register_preset(
+    MODELS, "STDiT3-3B/2", STDiT3, depth=28, hidden_size=1872, num_heads=26
+)  # 3.2 billion parameters

@@ -30,9 +30,9 @@ class FrameMask:
 
     Args:
         ratios: Probability of each kind of mask; what is missing to 1 is "identity" (everything generated).
-            `random` gives each frame with one probability between 0.1 and 0.9, `interpolate` every second frame;
-            `quarter_*` gives runs of up to a quarter of the clip, `image_*` single frames, at the head, the tail,
-            both, or anywhere.
+            `random` gives each frame with one probability between 0.1 and 0.9, `interpolate` every second
+            frame; `quarter_*` gives runs of up to a quarter of the clip, `image_*` single frames, at the
+            head, the tail, both, or anywhere.
 
     Source: Open-Sora 1.1 and 1.2 reports, mask strategy; Tay et al. 2022 (UL2) for mixing denoisers.
     """
@@ -40,15 +40,20 @@ class FrameMask:
     def __init__(self, ratios: Mapping[str, float]) -> None:
         unknown = [name for name in ratios if name not in NAMES]
         if unknown:
-            raise ValueError(f"FrameMask ratios: unknown {', '.join(unknown)}; choose from {', '.join(NAMES)}.")
+            raise ValueError(
+                f"FrameMask ratios: unknown {', '.join(unknown)}; choose from {', '.join(NAMES)}."
+            )
         bad = {name: p for name, p in ratios.items() if not 0 <= p <= 1}
         total = math.fsum(ratios.values())
         if bad or total > 1 + 1e-6 or ("identity" in ratios and abs(total - 1) > 1e-6):
             raise ValueError(
-                f"FrameMask ratios: {bad or f'they add up to {total:g}'}; each lies in [0, 1] and all add up to 1 "
-                f"(less is filled with 'identity')."
+                f"FrameMask ratios: {bad or f'they add up to {total:g}'}; each lies in [0, 1] and all add up to "
+                f"1 (less is filled with 'identity')."
             )
-        self.ratios = {**ratios, "identity": ratios["identity"] if "identity" in ratios else max(0.0, 1 - total)}
+        self.ratios = {
+            **ratios,
+            "identity": ratios["identity"] if "identity" in ratios else max(0.0, 1 - total),
+        }
 
     def draw(self, z: Tensor, draws: Any) -> Tensor:
         """Draw a mask for each sample.
@@ -67,7 +72,9 @@ class FrameMask:
         picks = draws.choice("mask_kind", 0, list(self.ratios.values()))
         numbers = draws.uniform("mask_span", 0, (batch, 2)).tolist()
         coins = draws.uniform("mask_frames", 0, (batch, frames))
-        rows = [_given(names[k], frames, *pair, coin) for k, pair, coin in zip(picks, numbers, coins, strict=True)]
+        rows = [
+            _given(names[k], frames, *pair, coin) for k, pair, coin in zip(picks, numbers, coins, strict=True)
+        ]
         given = torch.stack(rows)
         given[given.all(1), -1] = False
         return (~given).float()

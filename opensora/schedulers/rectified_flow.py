@@ -64,7 +64,7 @@ class RectifiedFlow:
             )
         if discrete_time and time_distribution != "uniform":
             raise ValueError(
-                f"discrete_time=True works with time_distribution='uniform', not {time_distribution!r}; change one."
+                f"discrete_time=True needs time_distribution='uniform'; it is {time_distribution!r}. Change one."
             )
         if frame_factor not in FRAME_FACTORS:
             raise ValueError(f"frame_factor={frame_factor!r}: use one of {FRAME_FACTORS}.")
@@ -232,7 +232,7 @@ class RectifiedFlow:
     def _start_edits(
         self, z: Tensor, t: Tensor, active: Tensor, generated: Tensor, step: int, draws: Any
     ) -> Tensor:
-        """Noise the frames that become active in this step; frames generated from the start are noise already."""
+        """Noise frames that become active in this step; those generated from the start are noise already."""
         before = active[step - 1] if step else generated
         fresh = active[step] & ~before
         if not bool(fresh.any()):

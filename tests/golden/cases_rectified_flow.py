@@ -26,7 +26,9 @@ def version_of(case: Case) -> str:
 def build_scheduler(case: Case) -> Any:
     """Build the scheduler from published keys; keys of guidance are translated elsewhere."""
     version = {"12": "1.2", "13": "1.3"}[version_of(case)]
-    return build(SCHEDULERS, translate_component({"type": "rflow", **case.get("config", {})}, version=version))
+    return build(
+        SCHEDULERS, translate_component({"type": "rflow", **case.get("config", {})}, version=version)
+    )
 
 
 class ToyNetwork:
@@ -41,13 +43,19 @@ class ToyNetwork:
         self.inputs, self.conditioned = inputs, conditioned
         self.times: list[Tensor] = []
 
-    def __call__(self, x: Tensor, t: Tensor, cond: Tensors, drop: dict[str, Tensor], known: Tensor | None) -> Tensor:
+    def __call__(
+        self, x: Tensor, t: Tensor, cond: Tensors, drop: dict[str, Tensor], known: Tensor | None
+    ) -> Tensor:
         """Follow the denoiser contract; the second half of the channels is noise that must be ignored."""
         self.times.append(1000 * t)
         batch = x.shape[0]
         text = cond["text_features"].flatten(1).mean(1)
         if "text" in drop:
-            null = cond["negative"].flatten(1).mean(1) if "negative" in cond else self.inputs["y_embedding"].mean()
+            null = (
+                cond["negative"].flatten(1).mean(1)
+                if "negative" in cond
+                else self.inputs["y_embedding"].mean()
+            )
             text = torch.where(drop["text"], null, text)
         v = torch.einsum("oc,bcthw->bothw", self.inputs["M"], x.float())
         v = v + column(self.inputs["u"], t) + column(self.inputs["p"], text)

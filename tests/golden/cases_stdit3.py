@@ -23,7 +23,10 @@ Tensors = dict[str, Tensor]
 def build_stdit3(config: dict, weights: Tensors, has_frames: bool) -> STDiT3:
     """Build the model of a case from its published keys and load its weights strictly."""
     config = {**config, "type": "STDiT3"}
-    facts = {"text_width": config.pop("caption_channels", 4096), "text_length": config.pop("model_max_length", 300)}
+    facts = {
+        "text_width": config.pop("caption_channels", 4096),
+        "text_length": config.pop("model_max_length", 300),
+    }
     channels = config.pop("in_channels", 16 if has_frames else 4)
     cfg = translate_component(config, version="1.3" if has_frames else "1.2")
     cfg["conditions"]["text"] |= facts
@@ -57,7 +60,9 @@ def published_call(model: STDiT3, inputs: Tensors, args: dict) -> Tensor:
     table, outs = model.conditions["text"].y_embedding, []
     for b in range(batch):
         table[: inputs["y_null"].shape[2]] = inputs["y_null"][b, 0]
-        one = {key: value[b : b + 1] for key, value in cond.items()} | {k: cond[k][:1] for k in ("height", "width")}
+        one = {key: value[b : b + 1] for key, value in cond.items()} | {
+            k: cond[k][:1] for k in ("height", "width")
+        }
         outs.append(model(x[b : b + 1], t[b : b + 1], one, known=None if known is None else known[b : b + 1]))
     return torch.cat(outs)
 
@@ -79,7 +84,9 @@ def reference_inputs(inputs: Tensors, index: list[int]) -> Tensors:
     mask = wide.amax((1, 3, 4))
     if not torch.equal(wide, mask[:, None, :, None, None].expand_as(wide)):
         raise ValueError("cond_mask differs within a frame; FrameCondition takes one value per frame.")
-    if index and not torch.equal(mask.bool(), torch.zeros_like(mask).bool().index_fill(1, torch.tensor(index), True)):
+    if index and not torch.equal(
+        mask.bool(), torch.zeros_like(mask).bool().index_fill(1, torch.tensor(index), True)
+    ):
         raise ValueError(f"cond_mask marks other frames than mask_index {index}.")
     return {"reference": inputs["cond"], "reference_mask": mask}
 
@@ -123,13 +130,16 @@ def run_attention(case: Case, inputs: Tensors, weights: Tensors) -> Tensors:
     else:
         batch = x.shape[0]
         tokens = x.permute(0, 3, 1, 2, 4)  # (H, W, T) to (T, H, W)
-        plan = plan_windows(tuple(tokens.shape[1:4]), (kernel[2], kernel[0], kernel[1]), config.get("shift_window", False))
+        plan = plan_windows(
+            tuple(tokens.shape[1:4]), (kernel[2], kernel[0], kernel[1]), config.get("shift_window", False)
+        )
         tokens = tokens.flatten(1, 3)
     tables = None
     if rope is not None:
         three = kernel is not None or "H" in args
         tables = [
-            rope.axial_table(g.size, scale, dim // heads) if three else rope.table(g.num_tokens) for g in plan.groups
+            rope.axial_table(g.size, scale, dim // heads) if three else rope.table(g.num_tokens)
+            for g in plan.groups
         ]
     out = module(tokens, plan, tables, causal=config.get("is_causal", False))
     if kernel is None:
@@ -177,7 +187,9 @@ def run_position(case: Case, inputs: Tensors, weights: Tensors) -> Tensors:
 
 def run_timestep(case: Case, inputs: Tensors, weights: Tensors) -> Tensors:
     """Sines of numbers."""
-    return {"out": timestep_embedding(inputs["t"], case["args"]["dim"], case["args"].get("max_period", 10000))}
+    return {
+        "out": timestep_embedding(inputs["t"], case["args"]["dim"], case["args"].get("max_period", 10000))
+    }
 
 
 def run_rotary(case: Case, inputs: Tensors, weights: Tensors) -> Tensors:

@@ -84,7 +84,10 @@ def read_cases(folder: Path, only: list[str]) -> Iterator[tuple[str, dict, dict[
         document = json.loads(path.read_text())
         cases = document.get("cases")
         if cases is None:
-            cases = [{"name": name, "kind": "manifest", **spec} for name, spec in document.get("models", {}).items()]
+            cases = [
+                {"name": name, "kind": "manifest", **spec}
+                for name, spec in document.get("models", {}).items()
+            ]
         chosen = [c for c in cases if not only or f"{path.stem}/{c['name']}".startswith(tuple(only))]
         tensors: dict[str, Tensor] = {}
         if chosen and path.with_suffix(".safetensors").exists():
@@ -102,7 +105,9 @@ def tensors_of(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def run_case(case: dict, tensors: dict[str, Tensor], adapter: Callable, rules: list[Rule]) -> Result:
     """Run one case and compare every output."""
     inputs = tensors_of(tensors, f"{case['name']}/in/")
-    weights = tensors_of(tensors, f"weights/{case['weights']}/") if isinstance(case.get("weights"), str) else {}
+    weights = (
+        tensors_of(tensors, f"weights/{case['weights']}/") if isinstance(case.get("weights"), str) else {}
+    )
     expected: dict[str, Any] = dict(tensors_of(tensors, f"{case['name']}/out/"))
     expected |= {key: case[key] for key in case if key.startswith("expected")}
     if case["kind"] == "manifest":
@@ -117,12 +122,17 @@ def compare(case: dict, actual: dict[str, Any], expected: dict[str, Any], rules:
     result = Result("pass", tolerance=f"{atol:g}+{rtol:g}|x|" if atol or rtol else "exact")
     if not expected:
         return Result("fail", notes=["the case has no expected output"])
-    skipped = actual.pop("skipped", {})  # output -> True where a branch was not computed because its scale is 1
+    skipped = actual.pop(
+        "skipped", {}
+    )  # output -> True where a branch was not computed because its scale is 1
     for name, want in expected.items():
         masks = {rule.name: rule.excused(case, name, want) for rule in rules}
         if name not in actual:
             if not any(m is not None and np.all(m) for m in masks.values()):
-                result.status, result.notes = "fail", [*result.notes, f"{name}: our adapter returned no such output"]
+                result.status, result.notes = (
+                    "fail",
+                    [*result.notes, f"{name}: our adapter returned no such output"],
+                )
                 continue
             got = None
         else:
@@ -134,7 +144,9 @@ def compare(case: dict, actual: dict[str, Any], expected: dict[str, Any], rules:
             mask = masks[rule.name]
             if mask is None or not np.any(mask):
                 continue
-            mask = np.broadcast_to(np.asarray(mask), wrong.shape) if np.ndim(wrong) else np.asarray(mask).all()
+            mask = (
+                np.broadcast_to(np.asarray(mask), wrong.shape) if np.ndim(wrong) else np.asarray(mask).all()
+            )
             rule.marked += int(np.sum(mask))
             count = int(np.sum(wrong & mask))
             if count:
@@ -145,7 +157,9 @@ def compare(case: dict, actual: dict[str, Any], expected: dict[str, Any], rules:
                     result.notes.append(rule.name)
                 if rule.check is not None:
                     result.notes.append(f"own check: {rule.check(case)}")
-        result.difference = max(result.difference, float(np.max(difference, initial=0.0, where=~_excused(masks, wrong))))
+        result.difference = max(
+            result.difference, float(np.max(difference, initial=0.0, where=~_excused(masks, wrong)))
+        )
         if np.any(wrong):
             result.status = "fail"
             result.notes.append(f"{name}: {int(np.sum(wrong))} of {np.size(wrong)} elements differ")
@@ -170,7 +184,9 @@ def differing(got: Any, want: Any, atol: float, rtol: float) -> tuple[np.ndarray
         wrong = np.ones(np.shape(want), dtype=bool)
         return wrong, np.full(np.shape(want), np.inf)
     if want.dtype == object:
-        wrong = np.array([not same(a, b, atol, rtol) for a, b in zip(got.flat, want.flat, strict=True)], dtype=bool)
+        wrong = np.array(
+            [not same(a, b, atol, rtol) for a, b in zip(got.flat, want.flat, strict=True)], dtype=bool
+        )
         return wrong.reshape(want.shape), wrong.reshape(want.shape).astype(float)
     difference = np.abs(got - want)
     difference = np.where(np.isnan(difference), np.inf, difference)
@@ -211,7 +227,9 @@ def _excused(masks: dict[str, Any], wrong: np.ndarray) -> np.ndarray:
 
 def main(argv: list[str] | None = None) -> int:
     """Run all cases, print a line for each and the totals."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path, help="folder with the vectors")
     parser.add_argument("--only", nargs="*", default=[], metavar="PREFIX", help="files or cases to run")
     parser.add_argument("--traceback", action="store_true", help="print the whole trace of an error")
@@ -233,15 +251,21 @@ def main(argv: list[str] | None = None) -> int:
                 result = Result("fail", notes=[f"{type(error).__name__}: {error}"])
         counts[result.status] += 1
         notes = "; ".join(result.notes)
-        print(f"{name:<56} {result.difference:9.2e} {result.tolerance:>16} {result.status} excused {result.excused} {notes}")
+        print(
+            f"{name:<56} {result.difference:9.2e} {result.tolerance:>16} {result.status} excused {result.excused} {notes}"
+        )
     if not any(counts.values()):
         raise SystemExit(f"{args.folder}: no case starts with {args.only}.")
     for rule in rules:
         if rule.used:
-            print(f"deviation {rule.name}: {rule.used} of {rule.marked} marked elements differ. {rule.reason}")
+            print(
+                f"deviation {rule.name}: {rule.used} of {rule.marked} marked elements differ. {rule.reason}"
+            )
         elif rule.marked:
             counts["fail"] += 1
-            print(f"rule {rule.name} excuses nothing: {rule.marked} elements are marked and none differs; remove it.")
+            print(
+                f"rule {rule.name} excuses nothing: {rule.marked} elements are marked and none differs; remove it."
+            )
     print(
         f"golden: {counts['pass']} passed, {counts['deviation']} deviations, "
         f"{counts['fail']} failed, {counts['unsupported']} unsupported"

@@ -1,0 +1,100 @@
+"""From a config to components: checks first, then builds."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from opensora.registry import CONDITIONS, LOADING_KEYS, MODELS, SCHEDULERS, bind, build, fill_in
+from opensora.schedulers.guidance import Guidance
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass
+class Components:
+    """What a run is made of, named like the config keys.
+
+    A component that the config does not have is None.
+    """
+
+    model: nn.Module
+    vae: nn.Module | None = None
+    text_encoder: nn.Module | None = None
+    scheduler: Any = None
+    frame_mask: Any = None
+    guidance: Guidance | None = None
+
+
+def build_components(cfg: Mapping[str, Any]) -> Components:
+    """Build every component of a config.
+
+    All configs are bound to their constructors before a large one is built, so a misspelled key costs
+    nothing. Facts that one component needs of another are filled in: the latent channels for the denoiser,
+    the width and length of caption features for the caption condition.
+
+    Args:
+        cfg: A config with `model`, and as far as it has them `vae`, `text_encoder`, `scheduler`,
+            `frame_mask`, `guidance`. Under `torch.device("meta")` nothing is allocated.
+
+    Raises:
+        TypeError: A component's config does not fit its constructor.
+        KeyError: A type is not registered.
+        ValueError: A component refuses a value.
+    """
+    guidance = _part(cfg, "guidance")
+    small = {  # these hold no weights yet, so building them is the check
+        "scheduler": build(SCHEDULERS, _part(cfg, "scheduler")),
+        "frame_mask": build(SCHEDULERS, _part(cfg, "frame_mask")),
+        "text_encoder": build(MODELS, _part(cfg, "text_encoder")),
+        "guidance": Guidance(**guidance) if isinstance(guidance, Mapping) else guidance,
+    }
+    vae_cfg = _part(cfg, "vae")
+    model_cfg = _complete_model(cfg["model"], _latent_channels(vae_cfg), small["text_encoder"])
+    return Components(vae=build(MODELS, vae_cfg), model=build(MODELS, model_cfg), **small)
+
+
+def parse_dtype(name: str) -> torch.dtype:
+    """Turn "fp32", "bf16" or "fp16" into a torch dtype.
+
+    Raises:
+        ValueError: Another name.
+    """
+    if name not in DTYPES:
+        raise ValueError(f"dtype={name!r}: use one of {', '.join(DTYPES)}.")
+    return DTYPES[name]
+
+
+def _part(cfg: Mapping[str, Any], name: str) -> Any:
+    return cfg[name] if name in cfg else None
+
+
+def _latent_channels(vae: Any) -> int | None:
+    """Ask the autoencoder, on the meta device: a composed one knows its channels only when it is built."""
+    if not isinstance(vae, Mapping):
+        return getattr(vae, "latent_channels", None)
+    with torch.device("meta"):
+        return build(
+            MODELS, {key: value for key, value in vae.items() if key not in LOADING_KEYS}
+        ).latent_channels
+
+
+def _complete_model(cfg: Any, latent_channels: int | None, text_encoder: Any) -> Any:
+    """Fill in what the denoiser must know of the autoencoder and the text encoder, and bind it."""
+    if not isinstance(cfg, Mapping):
+        return cfg
+    completed = dict(cfg) if latent_channels is None else fill_in(MODELS, cfg, in_channels=latent_channels)
+    texts = {}
+    if text_encoder is not None:
+        texts = {"text_width": text_encoder.width, "text_length": text_encoder.max_length}
+    if "conditions" in completed:
+        conditions = {
+            name: fill_in(CONDITIONS, part, **texts) for name, part in completed["conditions"].items()
+        }
+        for part in conditions.values():  # the network fills in the rest
+            bind(CONDITIONS, fill_in(CONDITIONS, part, hidden_size=0, patch_size=(1, 1, 1), in_channels=0))
+        completed["conditions"] = conditions
+    bind(MODELS, completed)
+    return completed

@@ -1,0 +1,220 @@
+"""LatentDiffusion: the four components of a run, and the one path from a batch to a loss or to a video.
+
+Training, evaluation, feature extraction and sampling all call `encode`, so they cannot drift apart.
+
+Source: Rombach et al. 2022, "Latent diffusion".
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from opensora.engine.build import Components, build_components
+from opensora.schedulers.guidance import Guidance
+from opensora.utils.random import Draws
+
+SIZES = ("fps", "height", "width", "num_frames")
+
+
+class LatentDiffusion:
+    """Encode batches, compute losses, sample and decode.
+
+    Args:
+        components: The built components; `vae` and `text_encoder` may be None when batches hold features.
+        condition_dropout: Probability of dropping each set of conditions together, in training:
+            `{("text",): 0.05, ("text", "frames"): 0.05}`.
+        sample_posterior: Whether latents are samples of the autoencoder's posterior, or its mean.
+        seed: Names the random numbers of training, with epoch and sample.
+    """
+
+    def __init__(
+        self,
+        components: Components,
+        *,
+        condition_dropout: Mapping[tuple[str, ...], float] | None = None,
+        sample_posterior: bool = False,
+        seed: int = 0,
+    ) -> None:
+        self.model = components.model
+        self.forward_model = self.model  # what losses call; an engine puts its wrapper here
+        self.vae = components.vae
+        self.text_encoder = components.text_encoder
+        self.scheduler = components.scheduler
+        self.frame_mask = components.frame_mask
+        self.guidance = components.guidance
+        self.condition_dropout = _check_dropout(condition_dropout or {}, self.model)
+        self.sample_posterior = sample_posterior
+        self.seed = seed
+        for frozen in (self.vae, self.text_encoder):
+            if frozen is not None:
+                frozen.eval().requires_grad_(False)
+
+    @classmethod
+    def from_config(cls, cfg: Mapping[str, Any]) -> "LatentDiffusion":
+        """Build the components of a config; take `condition_dropout`, `sample_posterior` and `seed` from it."""
+        settings = {key: cfg[key] for key in ("condition_dropout", "sample_posterior", "seed") if key in cfg}
+        return cls(build_components(cfg), **settings)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the denoiser is."""
+        return next(self.model.parameters()).device
+
+    def trainable(self) -> dict[str, nn.Module]:
+        """Return the modules that training updates, by name."""
+        return {"model": self.model}
+
+    def use(self, modules: Mapping[str, Callable[..., Tensor]]) -> None:
+        """Compute losses through these wrappers of the trainable modules, by name."""
+        self.forward_model = modules["model"]
+
+    @torch.no_grad()
+    def encode(self, batch: Mapping[str, Any], draws: Any = None) -> tuple[Tensor | None, dict[str, Tensor]]:
+        """Turn a batch into latents and the inputs of the conditions.
+
+        What is encoded already is left as it is: `latents`, `text_features`, `negative`.
+
+        Args:
+            batch: Keys of `opensora.datasets`; for negative prompts also `negative_text`.
+            draws: Random numbers of the samples; training passes them, sampling does not.
+
+        Returns:
+            Latents [B, Z, T, H, W], or None without a video; and `cond`: every tensor has B rows, `fps`,
+            `height`, `width` and `num_frames` stay on the CPU.
+        """
+        batch = dict(batch)
+        conditions = self.model.conditions
+        if "latents" not in batch and "video" in batch:
+            posterior_draws = draws if self.sample_posterior else None
+            batch["latents"] = self._encode_video(batch["video"], posterior_draws)
+            for condition in conditions.values():
+                other = (
+                    getattr(condition, "reference_video", lambda *_: None)(batch, draws) if draws else None
+                )
+                if other is not None:
+                    batch["reference_latents"] = self._encode_video(other, posterior_draws)
+        for source, features, mask in (
+            ("text", "text_features", "text_mask"),
+            ("negative_text", "negative", "negative_mask"),
+        ):
+            if features not in batch and source in batch and self.text_encoder is not None:
+                batch[features], batch[mask] = self.text_encoder.encode(list(batch[source]))
+        z = batch.get("latents")
+        z = None if z is None else z.to(self.device)
+        cond: dict[str, Tensor] = {}
+        for condition in conditions.values():
+            cond |= condition.prepare(batch, z, draws)
+        cond = {key: value.to(self.device) for key, value in cond.items()}
+        cond |= {key: torch.as_tensor(batch[key], dtype=torch.float32).cpu() for key in SIZES if key in batch}
+        return z, cond
+
+    def losses(self, batch: Mapping[str, Any], step: int = 0) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield the loss of a batch: the mean over its samples.
+
+        Args:
+            batch: A training batch; `sample` and `epoch` name its random numbers.
+            step: Global step; not used by this task.
+
+        Yields:
+            ("model", {"loss": scalar, "per_sample": [B]}).
+        """
+        draws = Draws(self.seed, batch["sample"].tolist(), batch["epoch"].tolist())
+        z, cond = self.encode(batch, draws)
+        per_sample = self.scheduler.training_loss(
+            self.forward_model,
+            z,
+            cond,
+            frame_mask=None if self.frame_mask is None else self.frame_mask.draw(z, draws).to(z.device),
+            drop=self._draw_drops(draws, z.device),
+            draws=draws,
+        )
+        yield "model", {"loss": per_sample.mean(), "per_sample": per_sample.detach()}
+
+    @torch.no_grad()
+    def sample(
+        self,
+        batch: Mapping[str, Any],
+        draws: Any,
+        *,
+        frame_mask: Tensor | None = None,
+        known: Tensor | None = None,
+        renoise_reference: bool = False,
+        on_step: Callable[[int, int], None] | None = None,
+    ) -> Tensor:
+        """Generate latents for a batch of prompts.
+
+        Args:
+            batch: A prompt is a batch: `text` or its features, `fps`, `num_frames`, `height`, `width` [B].
+            draws: Random numbers, one stream per sample: (seed, request, k) name a video.
+            frame_mask: See `RectifiedFlow.sample`. Shape [B, T].
+            known: Latents of frames whose mask is below 1. Shape [B, Z, T, H, W].
+            renoise_reference: See `RectifiedFlow.sample`.
+            on_step: Called with (finished steps, steps).
+
+        Returns:
+            float32 latents. Shape [B, Z, T, H, W].
+        """
+        _, cond = self.encode(batch)
+        length, height, width = (int(cond[name][0]) for name in ("num_frames", "height", "width"))
+        shape = (len(draws), self.vae.latent_channels, *self.vae.latent_shape(length, height, width))
+        noise = draws.normal("noise", 0, shape).to(self.device)
+        return self.scheduler.sample(
+            self.model,
+            noise,
+            cond,
+            self.guidance if self.guidance is not None else Guidance({}),
+            known=known,
+            frame_mask=frame_mask,
+            draws=draws,
+            renoise_reference=renoise_reference,
+            on_step=on_step,
+        )
+
+    @torch.no_grad()
+    def decode(self, z: Tensor, num_frames: int) -> Tensor:
+        """Decode latents to a video, one clip at a time, so that a clip does not depend on its neighbours.
+
+        Args:
+            z: Shape [B, Z, T, H, W].
+            num_frames: Frames of the video.
+
+        Returns:
+            float32 on the CPU, about [-1, 1]. Shape [B, 3, num_frames, H, W].
+        """
+        weight = next(self.vae.parameters())
+        clips = [self.vae.decode(one[None].to(weight), num_frames).float().cpu() for one in z]
+        return torch.cat(clips)
+
+    def _encode_video(self, video: Tensor, draws: Any) -> Tensor:
+        weight = next(self.vae.parameters())
+        if draws is None:
+            return torch.cat([self.vae.encode(clip[None].to(weight)) for clip in video])
+        rows = [Draws(seed, [sample], epoch) for seed, epoch, sample in draws.keys]
+        return torch.cat(
+            [self.vae.encode(clip[None].to(weight), row) for clip, row in zip(video, rows, strict=True)]
+        )
+
+    def _draw_drops(self, draws: Draws, device: torch.device) -> dict[str, Tensor]:
+        if not self.condition_dropout:
+            return {}
+        sets = [*self.condition_dropout, ()]
+        weights = list(self.condition_dropout.values())
+        picks = draws.choice("condition_dropout", 0, [*weights, max(0.0, 1 - sum(weights))])
+        names = {name for chosen in sets for name in chosen}
+        return {n: torch.tensor([n in sets[pick] for pick in picks], device=device) for n in sorted(names)}
+
+
+def _check_dropout(table: Mapping[tuple[str, ...], float], model: nn.Module) -> dict[tuple[str, ...], float]:
+    conditions = list(getattr(model, "conditions", {}))
+    for names, probability in table.items():
+        unknown = [name for name in names if name not in conditions]
+        if isinstance(names, str) or unknown or not 0 <= probability <= 1:
+            raise ValueError(
+                f"condition_dropout[{names!r}]={probability}: keys are tuples of conditions of the model "
+                f"({', '.join(conditions)}), values probabilities in [0, 1]."
+            )
+    if sum(table.values()) > 1 + 1e-6:
+        raise ValueError(f"condition_dropout adds up to {sum(table.values()):g}; at most 1 is possible.")
+    return dict(table)

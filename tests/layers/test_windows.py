@@ -1,0 +1,74 @@
+"""Windows: they cover each token once, invert, and equal a brute-force neighbourhood."""
+
+import itertools
+
+import pytest
+import torch
+
+from opensora.layers.attention import SelfAttention, attention
+from opensora.layers.windows import partition, plan_windows, reverse
+
+CASES = [
+    ((3, 6, 7), (-1, 4, 4), False),
+    ((3, 6, 9), (-1, 4, 4), True),
+    ((5, 7, 6), (2, 3, 5), True),
+    ((4, 8, 8), (1, -1, -1), False),
+    ((4, 3, 2), (-1, 1, 1), False),
+    ((2, 3, 5), (-1, 8, 8), True),
+]
+
+
+def window_ids(size: int, window: int, shift: bool) -> list[int]:
+    """Number the windows along an axis by rolling, as Swin does: wrapped parts get a window of their own."""
+    if window == -1:
+        return [0] * size
+    padded = -(-(size + (window if shift else 0)) // window) * window
+    offset = window // 2 if shift else 0
+    return [(i + offset) // window for i in range(size)] if padded else []
+
+
+@pytest.mark.parametrize(("grid", "window", "shift"), CASES)
+def test_groups_cover_each_token_once_and_invert(grid, window, shift):
+    x = torch.arange(2 * grid[0] * grid[1] * grid[2]).view(2, *grid, 1)
+    plan, out, seen = plan_windows(grid, window, shift), torch.full_like(x, -1), 0
+    for group in plan.groups:
+        windows = partition(x, group)
+        seen += windows.numel()
+        t, h, w = group.start
+        block = reverse(windows, group)
+        out[:, t : t + block.shape[1], h : h + block.shape[2], w : w + block.shape[3]] = block
+    assert seen == x.numel()
+    assert torch.equal(out, x)
+
+
+@pytest.mark.parametrize(("grid", "window", "shift"), CASES)
+def test_attention_equals_a_brute_force_neighbourhood(grid, window, shift):
+    torch.manual_seed(0)
+    module = SelfAttention(12, 2, qk_norm=True)
+    x = torch.randn(2, grid[0] * grid[1] * grid[2], 12)
+    ids = [window_ids(size, k, shift) for size, k in zip(grid, window, strict=True)]
+    label = [(ids[0][t], ids[1][h], ids[2][w]) for t, h, w in itertools.product(*map(range, grid))]
+    same = torch.tensor([[a == b for b in label] for a in label])
+    q, k, v = module.qkv(x).unflatten(-1, (3, 2, 6)).permute(2, 0, 3, 1, 4)
+    want = attention(module.q_norm(q), module.k_norm(k), v, same, backend="math")
+    want = module.proj(want.transpose(1, 2).flatten(2))
+    torch.testing.assert_close(module(x, plan_windows(grid, window, shift)), want, atol=1e-5, rtol=1e-5)
+
+
+def test_windows_of_full_size_are_full_attention():
+    torch.manual_seed(0)
+    module, x = SelfAttention(12, 2), torch.randn(1, 24, 12)
+    whole = module(x, plan_windows((2, 3, 4)))
+    assert torch.equal(module(x, plan_windows((2, 3, 4), (2, 3, 4))), whole)
+
+
+def test_shifted_windows_have_finite_gradients():
+    module, x = SelfAttention(12, 2), torch.randn(1, 2 * 6 * 9, 12, requires_grad=True)
+    module(x, plan_windows((2, 6, 9), (-1, 4, 4), True)).square().sum().backward()
+    assert torch.isfinite(x.grad).all()
+    assert (x.grad.abs().sum(-1) > 0).all()
+
+
+def test_a_window_of_zero_is_an_error():
+    with pytest.raises(ValueError, match=r"window_size=\(0, 8, 8\): sizes are at least 1, or -1"):
+        plan_windows((2, 2, 2), (0, 8, 8))
