@@ -53,7 +53,7 @@ class LatentDiffusion:
 
     @classmethod
     def from_config(cls, cfg: Mapping[str, Any]) -> "LatentDiffusion":
-        """Build the components of a config; take `condition_dropout`, `sample_posterior` and `seed` from it."""
+        """Build the components of a config, with its `condition_dropout`, `sample_posterior`, `seed`."""
         settings = {key: cfg[key] for key in ("condition_dropout", "sample_posterior", "seed") if key in cfg}
         return cls(build_components(cfg), **settings)
 

@@ -26,9 +26,9 @@ def version_of(case: Case) -> str:
 def build_scheduler(case: Case) -> Any:
     """Build the scheduler from published keys; keys of guidance are translated elsewhere."""
     version = {"12": "1.2", "13": "1.3"}[version_of(case)]
-    return build(
-        SCHEDULERS, translate_component({"type": "rflow", **case.get("config", {})}, version=version)
-    )
+    cfg = translate_component({"type": "rflow", **case.get("config", {})}, version=version)
+    threshold = case.get("args", {}).get("noise_disable_threshold")  # a key of the published run
+    return build(SCHEDULERS, cfg, clean_above=None if threshold is None else threshold / 1000)
 
 
 class ToyNetwork:
@@ -133,9 +133,7 @@ def run_loss(case: Case, inputs: Tensors, weights: Tensors) -> Tensors:
         mask = torch.zeros(x0.shape[0], x0.shape[2]).index_fill(1, torch.tensor(index), 1.0)
         reference = inputs.get("x_noisy_ref", x0)
         cond |= {"reference": reference * mask[:, None, :, None, None], "reference_mask": mask}
-    scheduler = build_scheduler(
-        {**case, "config": {**case["config"], "noise_disable_threshold": args.get("noise_disable_threshold")}}
-    )
+    scheduler = build_scheduler(case)
     frame_mask = inputs["x_mask"].float() if "x_mask" in inputs else None
     model = network
     if not args.get("pass_x_mask", True):  # the reference can leave its network without the mask

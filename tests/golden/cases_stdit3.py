@@ -14,10 +14,15 @@ from opensora.layers.windows import plan_windows
 from opensora.models.stdit3 import STDiT3
 from opensora.registry import CONDITIONS, MODELS, build
 from opensora.utils.published_config import translate_component
-from opensora.utils.weights import rename_keys
+from opensora.utils.weights import to_published
 
 Case = dict[str, Any]
 Tensors = dict[str, Tensor]
+
+
+def ours(weights: Tensors) -> Tensors:
+    """Give published tensors our names."""
+    return to_published(weights, [(name, published) for published, name in STDiT3.renames])
 
 
 def build_stdit3(config: dict, weights: Tensors, has_frames: bool) -> STDiT3:
@@ -31,7 +36,7 @@ def build_stdit3(config: dict, weights: Tensors, has_frames: bool) -> STDiT3:
     cfg = translate_component(config, version="1.3" if has_frames else "1.2")
     cfg["conditions"]["text"] |= facts
     model = build(MODELS, cfg, in_channels=channels).eval()
-    model.load_state_dict(rename_keys(weights, STDiT3.renames), strict=True)
+    model.load_state_dict(ours(weights), strict=True)
     return model
 
 
@@ -101,7 +106,7 @@ def run_gradients(case: Case, inputs: Tensors, weights: Tensors) -> Tensors:
     parameters = dict(model.named_parameters())
     results = {"loss": loss.detach(), "out": out.detach(), "grad_x": inputs["x"].grad}
     for key in case["grad_params"]:
-        results[f"grad_param/{key}"] = parameters[next(iter(rename_keys({key: 0}, STDiT3.renames)))].grad
+        results[f"grad_param/{key}"] = parameters[next(iter(ours({key: inputs["x"]})))].grad
     return results
 
 

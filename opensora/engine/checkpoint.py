@@ -1,0 +1,143 @@
+"""Checkpoints: folders of safetensors and JSON that appear whole or not at all.
+
+RUN/checkpoints/epoch0-global_step500/
+    model.safetensors            fp32 weights
+    model_ema.safetensors        averaged weights, complete
+    model_optimizer.safetensors  optimizer state by parameter
+    state.json                   step, epoch, position in the data, fingerprints
+"""
+
+import json
+import os
+import re
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+from opensora.utils.logging import get_logger
+from opensora.utils.weights import save_safetensors
+
+FOLDER = "checkpoints"
+_NAME = re.compile(r"epoch(\d+)-global_step(\d+)$")
+
+
+@dataclass
+class RunState:
+    """Where a run stands.
+
+    Args:
+        step: Optimizer steps done.
+        epoch: Current epoch.
+        step_in_epoch: Steps of it that are done.
+        data: What the data needs to continue: fingerprints and carried rows.
+        skipped: Steps without an update, because a gradient was not finite.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    step_in_epoch: int = 0
+    data: dict[str, Any] = field(default_factory=dict)
+    skipped: list[int] = field(default_factory=list)
+
+
+def checkpoint_name(state: RunState) -> str:
+    """Return the folder name of a state."""
+    return f"epoch{state.epoch}-global_step{state.step}"
+
+
+def save_checkpoint(
+    run_folder: Path, state: RunState, tensors: dict[str, dict[str, Tensor]], keep: int = 0
+) -> Path:
+    """Write a checkpoint: into a hidden folder, flushed to disk, then renamed.
+
+    Args:
+        run_folder: Folder of the run.
+        state: Where the run stands.
+        tensors: File stem to whole tensors.
+        keep: How many checkpoints stay; 0 keeps all.
+
+    Returns:
+        The checkpoint's folder.
+    """
+    folder = run_folder / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    target, partial = folder / checkpoint_name(state), folder / f".{checkpoint_name(state)}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    for stem, state_dict in tensors.items():
+        save_safetensors(state_dict, partial / f"{stem}.safetensors")
+    with open(partial / "state.json", "w") as file:
+        json.dump(vars(state), file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    _sync_folder(partial)
+    if target.exists():  # the same step saved twice: the newer one wins, and one of them exists at any time
+        old = folder / f".{checkpoint_name(state)}.old"
+        shutil.rmtree(old, ignore_errors=True)
+        target.rename(old)
+        partial.rename(target)
+        shutil.rmtree(old)
+    else:
+        partial.rename(target)
+    _sync_folder(folder)
+    if keep:
+        for path in list_checkpoints(run_folder)[:-keep]:
+            shutil.rmtree(path)
+    get_logger().info("saved %s", target)
+    return target
+
+
+def list_checkpoints(run_folder: Path) -> list[Path]:
+    """Return the complete checkpoints of a run, oldest first."""
+    folder = run_folder / FOLDER
+    found = [p for p in folder.glob("epoch*") if _NAME.match(p.name) and (p / "state.json").exists()]
+    return sorted(found, key=lambda path: int(_NAME.match(path.name)[2]))
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """Return a checkpoint folder: the path itself, or the newest checkpoint of the run at the path.
+
+    Raises:
+        FileNotFoundError: There is none.
+    """
+    path = Path(path)
+    if (path / "state.json").exists():
+        return path
+    found = list_checkpoints(path)
+    if not found:
+        raise FileNotFoundError(
+            f"{path}: no checkpoint here. Expected a folder with state.json, or a run folder with "
+            f"{FOLDER}/epoch*-global_step*/; give one of those."
+        )
+    return found[-1]
+
+
+def read_checkpoint(path: str | Path) -> tuple[RunState, dict[str, dict[str, Tensor]]]:
+    """Read a checkpoint: its state, and tensors by file stem."""
+    folder = find_checkpoint(path)
+    state = RunState(**json.loads((folder / "state.json").read_text()))
+    return state, {file.stem: load_file(file) for file in sorted(folder.glob("*.safetensors"))}
+
+
+def weights_file(path: str | Path, name: str = "model", ema: bool = True) -> Path:
+    """Return the weights in a run or checkpoint folder: averaged ones if wanted and there, else raw ones."""
+    folder = find_checkpoint(path)
+    averaged, raw = folder / f"{name}_ema.safetensors", folder / f"{name}.safetensors"
+    chosen = averaged if ema and averaged.exists() else raw
+    if not chosen.exists():
+        raise FileNotFoundError(
+            f"{folder}: no {chosen.name}; it holds {sorted(p.name for p in folder.iterdir())}."
+        )
+    return chosen
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
