@@ -20,7 +20,7 @@ class Components:
     A component that the config does not have is None.
     """
 
-    model: nn.Module
+    model: nn.Module | None = None
     vae: nn.Module | None = None
     text_encoder: nn.Module | None = None
     scheduler: Any = None
@@ -52,7 +52,9 @@ def build_components(cfg: Mapping[str, Any]) -> Components:
         "guidance": Guidance(**guidance) if isinstance(guidance, Mapping) else guidance,
     }
     vae_cfg = _part(cfg, "vae")
-    model_cfg = _complete_model(cfg["model"], _latent_channels(vae_cfg), small["text_encoder"])
+    model_cfg = _part(cfg, "model")
+    if isinstance(model_cfg, Mapping):
+        model_cfg = _complete_model(model_cfg, _latent_channels(vae_cfg), small["text_encoder"])
     return Components(vae=build(MODELS, vae_cfg), model=build(MODELS, model_cfg), **small)
 
 
@@ -81,10 +83,8 @@ def _latent_channels(vae: Any) -> int | None:
         ).latent_channels
 
 
-def _complete_model(cfg: Any, latent_channels: int | None, text_encoder: Any) -> Any:
+def _complete_model(cfg: Mapping[str, Any], latent_channels: int | None, text_encoder: Any) -> Any:
     """Fill in what the denoiser must know of the autoencoder and the text encoder, and bind it."""
-    if not isinstance(cfg, Mapping):
-        return cfg
     completed = dict(cfg) if latent_channels is None else fill_in(MODELS, cfg, in_channels=latent_channels)
     texts = {}
     if text_encoder is not None:

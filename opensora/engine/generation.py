@@ -19,7 +19,8 @@ from opensora.utils.random import Draws
 def choose_length(vae: Any, num_frames: int | str, seconds: float | None, fps: float) -> int:
     """Turn what was asked for into a number of frames that the autoencoder gives back.
 
-    A name such as "4s" and a duration are brought to a legal length, and that is logged; a bare number must be legal.
+    A name such as "4s" and a duration are brought to a legal length, and that is logged; a bare number must
+    be legal.
 
     Args:
         vae: Says which lengths are legal.
@@ -43,7 +44,9 @@ def choose_length(vae: Any, num_frames: int | str, seconds: float | None, fps: f
     asked = frame_count(num_frames) if named else int(num_frames)
     legal = vae.legal_length(asked)
     if named and legal != asked:
-        get_logger().info("%s is %d frames, cut to %d, the longest that this vae gives back", num_frames, asked, legal)
+        get_logger().info(
+            "%s is %d frames, cut to %d, the longest that this vae gives back", num_frames, asked, legal
+        )
         return legal
     if legal != asked:
         raise ValueError(
@@ -101,7 +104,11 @@ def encode_texts(diffusion: LatentDiffusion, requests: Sequence[Request]) -> dic
 
 
 def sample_requests(
-    diffusion: LatentDiffusion, requests: Sequence[Request], features: Mapping[str, Tensor], seed: int, report: Any
+    diffusion: LatentDiffusion,
+    requests: Sequence[Request],
+    features: Mapping[str, Tensor],
+    seed: int,
+    report: Any,
 ) -> Tensor:
     """Sample the latents of some requests. float32, shape [B, Z, T, H, W].
 

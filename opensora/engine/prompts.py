@@ -40,7 +40,9 @@ class Request:
         return int.from_bytes(hashlib.blake2b(self.prompt.encode(), digest_size=7).digest(), "big")
 
 
-def read_prompts(prompts: Sequence[str] | str | None, path: str | None, start: int, end: int | None) -> list[str]:
+def read_prompts(
+    prompts: Sequence[str] | str | None, path: str | None, start: int, end: int | None
+) -> list[str]:
     """Collect prompts from the command line or a file.
 
     Args:
@@ -54,14 +56,18 @@ def read_prompts(prompts: Sequence[str] | str | None, path: str | None, start: i
         FileNotFoundError: The file does not exist.
     """
     if (prompts is None) == (path is None):
-        raise ValueError(f"prompt={prompts!r}, prompt_path={path!r}: give one of them, as --prompt or --prompt-path.")
+        raise ValueError(
+            f"prompt={prompts!r}, prompt_path={path!r}: give one of them, as --prompt or --prompt-path."
+        )
     if prompts is not None:
         found = [prompts] if isinstance(prompts, str) else list(prompts)
     else:
         found = _read_file(Path(path))[start:end]
     found = [prompt.strip() for prompt in found]
     if not found or not all(found):
-        raise ValueError(f"prompt={prompts!r}, prompt_path={path!r}: a prompt is empty, or there is none; write one.")
+        raise ValueError(
+            f"prompt={prompts!r}, prompt_path={path!r}: a prompt is empty, or there is none; write one."
+        )
     return found
 
 
@@ -79,7 +85,9 @@ def make_requests(cfg: Mapping[str, Any], size: tuple[int, int], num_frames: int
     if isinstance(negatives, str) or (negatives is not None and len(negatives) == 1):
         negatives = [negatives if isinstance(negatives, str) else negatives[0]] * len(prompts)
     if negatives is not None and len(negatives) != len(prompts):
-        raise ValueError(f"{len(negatives)} negative prompts for {len(prompts)} prompts; give one, or one each.")
+        raise ValueError(
+            f"{len(negatives)} negative prompts for {len(prompts)} prompts; give one, or one each."
+        )
     return [
         Request(
             prompt=prompt,
@@ -105,6 +113,8 @@ def _read_file(path: Path) -> list[str]:
         with open(path, newline="") as file:
             rows = list(csv.DictReader(file))
         if rows and "text" not in rows[0]:
-            raise ValueError(f"prompt_path={str(path)!r}: it has columns {list(rows[0])}; a column `text` is needed.")
+            raise ValueError(
+                f"prompt_path={str(path)!r}: it has columns {list(rows[0])}; a column `text` is needed."
+            )
         return [row["text"] for row in rows]
     raise ValueError(f"prompt_path={str(path)!r}: give a .txt file with a prompt per line, or a .csv file.")

@@ -10,6 +10,7 @@ a reason that is written down in a rule; every other element of the case must ma
 import argparse
 import importlib
 import json
+import lzma
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import Tensor
 
 HERE = Path(__file__).parent
@@ -77,11 +78,11 @@ def load_adapters() -> tuple[dict[str, Callable], list[Rule]]:
 
 def read_cases(folder: Path, only: list[str]) -> Iterator[tuple[str, dict, dict[str, Tensor]]]:
     """Yield (id, case, tensors) for every case whose id or file starts with one of `only`."""
-    files = sorted(folder.glob("*.json"))
-    if not files:
+    stems = sorted({path.name.split(".json")[0] for path in (*folder.glob("*.json"), *folder.glob("*.json.xz"))})
+    if not stems:
         raise FileNotFoundError(f"{folder}: no .json files with cases; give a folder in the golden format.")
-    for path in files:
-        document = json.loads(path.read_text())
+    for path in (folder / f"{stem}.json" for stem in stems):
+        document = json.loads(read_packed(path))
         cases = document.get("cases")
         if cases is None:
             cases = [
@@ -90,10 +91,34 @@ def read_cases(folder: Path, only: list[str]) -> Iterator[tuple[str, dict, dict[
             ]
         chosen = [c for c in cases if not only or f"{path.stem}/{c['name']}".startswith(tuple(only))]
         tensors: dict[str, Tensor] = {}
-        if chosen and path.with_suffix(".safetensors").exists():
-            tensors = load_file(path.with_suffix(".safetensors"))
+        packed = read_packed(path.with_suffix(".safetensors")) if chosen else None
+        if packed is not None:
+            tensors = load(packed)
         for case in chosen:
             yield f"{path.stem}/{case['name']}", {**case, "file": path.stem}, tensors
+
+
+def cases_of(document: dict) -> list[dict]:
+    """Bring the three forms of documents to one list: cases, models with shapes, functions of JSON."""
+    if "cases" in document:
+        return document["cases"]
+    if "models" in document:
+        return [{"name": name, "kind": "manifest", **spec} for name, spec in document["models"].items()]
+    shared = document.get("shared_args", {})
+    found = []
+    for function, spec in document["functions"].items():
+        for i, case in enumerate(spec["cases"]):
+            args = {k: shared[v["$ref"]] if isinstance(v, dict) and "$ref" in v else v for k, v in case["args"].items()}
+            found.append({"name": f"{function}_{i}", "kind": function, **case, "args": args})
+    return found
+
+
+def read_packed(path: Path) -> bytes | None:
+    """Read a file, or its form packed with xz; None if there is neither."""
+    if path.exists():
+        return path.read_bytes()
+    packed = path.with_name(path.name + ".xz")
+    return lzma.decompress(packed.read_bytes()) if packed.exists() else None
 
 
 def tensors_of(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -112,6 +137,14 @@ def run_case(case: dict, tensors: dict[str, Tensor], adapter: Callable, rules: l
     expected |= {key: case[key] for key in case if key.startswith("expected")}
     if case["kind"] == "manifest":
         expected = {"shapes": case["shapes"]}
+    if "out" in case:
+        expected["out"] = case["out"]
+    if "error" in case:
+        try:
+            actual = {"error": adapter(case, inputs, weights)}
+        except (ValueError, KeyError, TypeError, IndexError, AssertionError) as error:
+            return Result("pass", notes=[f"raises {type(error).__name__}"])
+        return Result("fail", notes=[f"the reference raises {case['error']}, ours returns {actual}"])
     actual = adapter(case, inputs, weights)
     return compare(case, actual, expected, [rule for rule in rules if case["kind"] in rule.kinds])
 
@@ -172,7 +205,7 @@ def differing(got: Any, want: Any, atol: float, rtol: float) -> tuple[np.ndarray
     """Return where two outputs differ, and by how much."""
     if isinstance(want, dict):
         keys = sorted(set(want) | set(got or {}))
-        wrong = np.array([(got or {}).get(key) != want.get(key) for key in keys])
+        wrong = np.array([not same((got or {}).get(key), want.get(key), atol, rtol) for key in keys], dtype=bool)
         return wrong, wrong.astype(float)
     if isinstance(want, Tensor):
         want = want.double().numpy()

@@ -1,0 +1,115 @@
+"""Autoencoding: train an autoencoder to give back what it was given."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from opensora.engine.build import build_components
+from opensora.utils.random import Draws
+
+
+class Autoencoding:
+    """Reconstruction and bottleneck losses of an autoencoder.
+
+    Args:
+        vae: The autoencoder.
+        loss: `l1_weight`, `mse_weight` of the pixels' error, `kl_weight` of the bottleneck per latent value.
+        mixed_frames: `strategy` None, "image" (some clips keep their first frame only, share `image_ratio`)
+            or "random" (a random length); drawn per batch, equal on all processes.
+        frozen: Prefixes of parameter names that are not trained.
+        seed: Names the random numbers, with epoch and sample.
+    """
+
+    def __init__(
+        self,
+        vae: nn.Module,
+        *,
+        loss: Mapping[str, float],
+        mixed_frames: Mapping[str, Any] | None = None,
+        frozen: Sequence[str] = (),
+        seed: int = 0,
+    ) -> None:
+        self.vae = self.forward_vae = vae
+        self.loss, self.seed = dict(loss), seed
+        self.mixed = dict(mixed_frames or {"strategy": None, "image_ratio": 0.0})
+        if self.mixed["strategy"] not in (None, "image", "random"):
+            raise ValueError(
+                f"mixed_frames.strategy={self.mixed['strategy']!r}: use None, 'image' or 'random'."
+            )
+        for name, parameter in vae.named_parameters():
+            parameter.requires_grad_(
+                not name.startswith(tuple(frozen)) if frozen else parameter.requires_grad
+            )
+
+    @classmethod
+    def from_config(cls, cfg: Mapping[str, Any]) -> "Autoencoding":
+        """Build the autoencoder of a config and take its losses.
+
+        Raises:
+            ValueError: The config asks for a loss that is not there.
+        """
+        loss = dict(cfg["loss"])
+        absent = [
+            name
+            for name in ("perceptual_weight", "latent_reconstruction", "image_identity")
+            if loss.get(name)
+        ]
+        if cfg["discriminator"] is not None:
+            absent.append("discriminator")
+        if absent:
+            raise ValueError(
+                f"loss: {', '.join(absent)} cannot be trained by this version; set them to 0, False or None and train "
+                f"on pixels and the bottleneck."
+            )
+        weights = {name: loss[name] for name in ("l1_weight", "mse_weight", "kl_weight")}
+        vae = build_components({"vae": cfg["vae"]}).vae
+        return cls(
+            vae, loss=weights, mixed_frames=cfg["mixed_frames"], frozen=cfg["frozen"], seed=cfg["seed"]
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the autoencoder is."""
+        return next(self.vae.parameters()).device
+
+    def trainable(self) -> dict[str, nn.Module]:
+        """Return the modules that training updates, by name."""
+        return {"vae": self.vae}
+
+    def use(self, modules: Mapping[str, Callable[..., Any]]) -> None:
+        """Compute losses through these wrappers of the trainable modules, by name."""
+        self.forward_vae = modules["vae"]
+
+    def losses(self, batch: Mapping[str, Any], step: int = 0) -> Iterator[tuple[str, dict[str, Tensor]]]:
+        """Yield the loss of a batch.
+
+        Args:
+            batch: `video` [B, 3, T, H, W], `sample`, `epoch`.
+            step: Global step; it names the draw of the batch's length.
+
+        Yields:
+            ("vae", {"loss", "l1", "psnr", "kl"}).
+
+        Source: Kingma and Welling 2014; Open-Sora 1.3 report for the mixture of images and clips.
+        """
+        draws = Draws(self.seed, batch["sample"].tolist(), batch["epoch"].tolist())
+        video = self._cut(batch["video"].to(self.device), step)
+        out = self.forward_vae(video, draws)
+        target = video[:, :, : out.video.shape[2], : out.video.shape[3], : out.video.shape[4]]
+        error = out.video.float()[:, :, :, : target.shape[3], : target.shape[4]] - target.float()
+        l1, mse = error.abs().mean(), error.square().mean()
+        kl = out.regularizer.float().mean() / out.z[0].numel()
+        loss = self.loss["l1_weight"] * l1 + self.loss["mse_weight"] * mse + self.loss["kl_weight"] * kl
+        psnr = -10 * torch.log10(mse.detach() / 4)  # values span [-1, 1]
+        yield "vae", {"loss": loss, "l1": l1.detach(), "psnr": psnr, "kl": kl.detach()}
+
+    def _cut(self, video: Tensor, step: int) -> Tensor:
+        draws, frames = Draws(self.seed, [step]), video.shape[2]
+        u = float(draws.uniform("mixed_frames", 0, (1,)))
+        if self.mixed["strategy"] == "image" and u < self.mixed["image_ratio"]:
+            return video[:, :, :1]
+        if self.mixed["strategy"] == "random":
+            return video[:, :, : self.vae.legal_length(int(u * frames) + 1)]
+        return video
