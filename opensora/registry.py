@@ -91,8 +91,9 @@ def bind(registry: Registry, cfg: Mapping[str, Any], **facts: Any) -> tuple[Any,
 
 
 def register_preset(registry: Registry, name: str, cls: type, **values: Any) -> None:
-    """Register `name` as `cls` with other defaults. A preset has the signature of its class, so configs bind
-    to it.
+    """Register `name` as `cls` with other defaults.
+
+    A preset has the signature of its class, so configs bind to it.
 
     Args:
         registry: Where to register.

@@ -52,7 +52,8 @@ class TextCondition(nn.Module):
         longest = max(int(lengths.max()) for lengths, _ in found.values())
         if longest > self.y_embedding.shape[0]:
             raise ValueError(
-                f"a caption has {longest} tokens; this model was built for {self.y_embedding.shape[0]}. Lower the text "
+                f"a caption has {longest} tokens; this model was built for {self.y_embedding.shape[0]}. "
+                f"Lower the text "
                 f"encoder's max_length to that, or load a model with a longer null caption."
             )
         ragged = any(int(lengths.min()) < longest or not filled for lengths, filled in found.values())

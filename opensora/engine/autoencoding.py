@@ -60,8 +60,9 @@ class Autoencoding:
             absent.append("discriminator")
         if absent:
             raise ValueError(
-                f"loss: {', '.join(absent)} cannot be trained by this version; set them to 0, False or None and train "
-                f"on pixels and the bottleneck."
+                f"loss: {', '.join(absent)} cannot be trained by this version; set them to 0, False or None "
+                f"and "
+                f"train on pixels and the bottleneck."
             )
         weights = {name: loss[name] for name in ("l1_weight", "mse_weight", "kl_weight")}
         vae = build_components({"vae": cfg["vae"]}).vae

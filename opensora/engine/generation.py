@@ -50,8 +50,9 @@ def choose_length(vae: Any, num_frames: int | str, seconds: float | None, fps: f
         return legal
     if legal != asked:
         raise ValueError(
-            f"num_frames={asked}: this vae gives back {legal} or {_next_legal(vae, asked)} frames, not {asked}; use "
-            f"one of them, or --seconds."
+            f"num_frames={asked}: this vae gives back {legal} or {_next_legal(vae, asked)} frames, not "
+            f"{asked}; "
+            f"use one of them, or --seconds."
         )
     return asked
 

@@ -140,7 +140,6 @@ class LatentDiffusion:
         *,
         frame_mask: Tensor | None = None,
         known: Tensor | None = None,
-        renoise_reference: bool = False,
         on_step: Callable[[int, int], None] | None = None,
     ) -> Tensor:
         """Generate latents for a batch of prompts.
@@ -150,7 +149,6 @@ class LatentDiffusion:
             draws: Random numbers, one stream per sample: (seed, request, k) name a video.
             frame_mask: See `RectifiedFlow.sample`. Shape [B, T].
             known: Latents of frames whose mask is below 1. Shape [B, Z, T, H, W].
-            renoise_reference: See `RectifiedFlow.sample`.
             on_step: Called with (finished steps, steps).
 
         Returns:
@@ -168,7 +166,6 @@ class LatentDiffusion:
             known=known,
             frame_mask=frame_mask,
             draws=draws,
-            renoise_reference=renoise_reference,
             on_step=on_step,
         )
 

@@ -29,8 +29,9 @@ def build_optimizer(module: nn.Module, cfg: Mapping[str, Any]) -> torch.optim.Op
 
 
 class LrSchedule:
-    """Learning rate of a step: linear warm-up, then constant or a cosine to 0. A pure function, nothing to
-    save.
+    """Learning rate of a step: linear warm-up, then constant or a cosine to 0.
+
+    A pure function of the step, so there is nothing to save.
 
     Args:
         lr: Rate after the warm-up.

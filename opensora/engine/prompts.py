@@ -36,7 +36,7 @@ class Request:
 
     @property
     def key(self) -> int:
-        """Number that names the prompt's random numbers: a function of its text, not of its place in a list."""
+        """Name of the prompt's random numbers: a function of its text, not of its place in a list."""
         return int.from_bytes(hashlib.blake2b(self.prompt.encode(), digest_size=7).digest(), "big")
 
 

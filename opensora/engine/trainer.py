@@ -75,8 +75,7 @@ class Trainer:
         optimizers: The optimizers in the engine, by module name.
         schedule: Learning rate by step.
         settings: See `TrainerSettings`.
-        run_folder: Where checkpoints go.
-        tracker: Takes `log(step, values)`.
+        tracker: Takes `log(step, values)`; checkpoints go to its `folder`.
         validate: Called with (step, use_average) on all processes; returns values to log.
     """
 
@@ -88,12 +87,11 @@ class Trainer:
         optimizers: Mapping[str, torch.optim.Optimizer],
         schedule: LrSchedule,
         settings: TrainerSettings,
-        run_folder: Path,
         tracker: Any,
         validate: Any = None,
     ) -> None:
         self.task, self.engine, self.data, self.optimizers = task, engine, data, optimizers
-        self.schedule, self.settings, self.run_folder = schedule, settings, run_folder
+        self.schedule, self.settings = schedule, settings
         self.tracker, self.validate = tracker, validate
         self.state = RunState()
         self.names = list(task.trainable())
@@ -177,7 +175,7 @@ class Trainer:
                 tensors[f"{name}_ema"] = {**rest, **average}
         self.state.data = self.data.state()
         if ParallelState.get().is_main:
-            save_checkpoint(self.run_folder, self.state, tensors, self.settings.ckpt_keep)
+            save_checkpoint(self.tracker.folder, self.state, tensors, self.settings.ckpt_keep)
         barrier()
 
     def load(self, path: str | Path, from_scratch: bool = False) -> None:

@@ -43,8 +43,10 @@ def attention(
     fits = q.is_cuda and q.dtype in (torch.float16, torch.bfloat16) and mask is None and q.shape[-1] <= 256
     if backend == "flash" and not fits:
         raise ValueError(
-            f"attention_backend='flash' needs CUDA, half precision, no mask and heads of at most 256 channels; got "
-            f"{q.device.type}, {q.dtype}, mask={mask is not None}, {q.shape[-1]}. Use 'auto' to fall back where needed."
+            f"attention_backend='flash' needs CUDA, half precision, no mask and heads of at most 256 "
+            f"channels; got "
+            f"{q.device.type}, {q.dtype}, mask={mask is not None}, {q.shape[-1]}. Use 'auto' to fall back "
+            f"where needed."
         )
     if backend == "flash" or (backend == "auto" and fits and k.shape[2] > 128 and _flash() is not None):
         return _flash_attention(q, k, v, causal)

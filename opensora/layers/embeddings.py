@@ -105,8 +105,9 @@ def position_embedding_2d(
     device: torch.device | None = None,
     compat_bf16: bool = False,
 ) -> Tensor:
-    """Make the sine-cosine table of a grid. The first half of the channels tells the column, the second the
-    row.
+    """Make the sine-cosine table of a grid.
+
+    The first half of the channels tells the column, the second the row.
 
     Args:
         dim: Width, divisible by 4.

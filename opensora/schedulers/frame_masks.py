@@ -47,7 +47,8 @@ class FrameMask:
         total = math.fsum(ratios.values())
         if bad or total > 1 + 1e-6 or ("identity" in ratios and abs(total - 1) > 1e-6):
             raise ValueError(
-                f"FrameMask ratios: {bad or f'they add up to {total:g}'}; each lies in [0, 1] and all add up to "
+                f"FrameMask ratios: {bad or f'they add up to {total:g}'}; each lies in [0, 1] and all add up "
+                f"to "
                 f"1 (less is filled with 'identity')."
             )
         self.ratios = {

@@ -3,7 +3,7 @@
 Source: Liu et al. 2022, "Flow straight and fast"; Open-Sora 1.2 and 1.3 reports.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -39,6 +39,10 @@ class RectifiedFlow:
             not.
         reference_weight: Loss weight of frames that are given as references; the total weight stays the same.
         clean_above: With augmented latents, times above it start from the clean ones; None never does.
+        time_weights: Loss weight of each of equally many times from 0 up, for example 1000 numbers; None is
+            1.
+        renoise_reference: Whether sampling sets given reference frames to the reference, noised to the
+            current time, before each step (SDEdit start).
         compat_bf16: Round the shift to bfloat16, as published runs did.
     """
 
@@ -56,6 +60,8 @@ class RectifiedFlow:
         uniform_over_threshold: float | None = None,
         reference_weight: float = 1.0,
         clean_above: float | None = None,
+        time_weights: Sequence[float] | None = None,
+        renoise_reference: bool = False,
         compat_bf16: bool = False,
     ) -> None:
         if time_distribution not in DISTRIBUTIONS:
@@ -64,7 +70,8 @@ class RectifiedFlow:
             )
         if discrete_time and time_distribution != "uniform":
             raise ValueError(
-                f"discrete_time=True needs time_distribution='uniform'; it is {time_distribution!r}. Change one."
+                f"discrete_time=True needs time_distribution='uniform'; it is {time_distribution!r}. Change "
+                f"one."
             )
         if frame_factor not in FRAME_FACTORS:
             raise ValueError(f"frame_factor={frame_factor!r}: use one of {FRAME_FACTORS}.")
@@ -76,6 +83,8 @@ class RectifiedFlow:
         self.shift_time, self.shift_scale, self.frame_factor = shift_time, shift_scale, frame_factor
         self.uniform_over_threshold = uniform_over_threshold
         self.reference_weight, self.clean_above = reference_weight, clean_above
+        self.time_weights = None if time_weights is None else torch.as_tensor(time_weights)
+        self.renoise_reference = renoise_reference
         self.compat_bf16 = compat_bf16
 
     def interpolate(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
@@ -124,7 +133,6 @@ class RectifiedFlow:
         draws: Any,
         t: Tensor | None = None,
         clean: Tensor | None = None,
-        time_weights: Tensor | None = None,
     ) -> Tensor:
         """Return the mean squared error of the velocity, per sample.
 
@@ -138,7 +146,6 @@ class RectifiedFlow:
             draws: Random numbers of the samples: "t" and "noise".
             t: Fixed times instead of drawn ones, for evaluation. Shape [B].
             clean: Latents that the velocity points to, when `x0` is an augmented form of them. Shape as `x0`.
-            time_weights: Loss weight of each discrete time. Shape [num_timesteps].
 
         Returns:
             float32, shape [B].
@@ -160,9 +167,10 @@ class RectifiedFlow:
         error = (v.float() - target.float()) ** 2
         if "reference_mask" in cond and self.reference_weight != 1:
             error = error * self._reference_weights(cond["reference_mask"]).to(error)
-        if time_weights is not None:
-            index = (t * time_weights.shape[0]).round().long().clamp(max=time_weights.shape[0] - 1)
-            error = error * time_weights.to(error)[index].view(-1, 1, 1, 1, 1)
+        if self.time_weights is not None:
+            last = self.time_weights.shape[0] - 1
+            index = (t.cpu() * (last + 1)).round().long().clamp(max=last)
+            error = error * self.time_weights[index].to(error).view(-1, 1, 1, 1, 1)
         return mean_over_frames(error, frame_mask)
 
     @torch.no_grad()
@@ -176,7 +184,6 @@ class RectifiedFlow:
         known: Tensor | None = None,
         frame_mask: Tensor | None = None,
         draws: Any = None,
-        renoise_reference: bool = False,
         on_step: Callable[[int, int], None] | None = None,
     ) -> Tensor:
         """Follow the flow from noise to data.
@@ -190,8 +197,6 @@ class RectifiedFlow:
             frame_mask: Value m: 1 generates a frame from noise, 0 keeps it, between noises it when t falls to
                 m and generates it from there (editing). float, shape [B, T], best on the CPU.
             draws: Random numbers: "edit" for frames with 0 < m < 1, "reference" for `renoise_reference`.
-            renoise_reference: Whether given reference frames are set to the reference, noised to the current
-                time, before each step (SDEdit start).
             on_step: Called with (finished steps, steps), for progress.
 
         Returns:
@@ -209,7 +214,7 @@ class RectifiedFlow:
             t = times[i].to(z.device)
             if active is not None:
                 z = self._start_edits(z, t, active, frame_mask.cpu() >= 1, i, draws)
-            if renoise_reference and "reference" in cond:
+            if self.renoise_reference and "reference" in cond:
                 fresh = draws.normal("reference", i, tuple(z.shape)).to(z)
                 given = cond["reference_mask"].bool()[:, None, :, None, None]
                 z = torch.where(given, self.interpolate(cond["reference"].to(z), fresh, t), z)

@@ -23,12 +23,12 @@ def version_of(case: Case) -> str:
     return case["kind"][2:4]
 
 
-def build_scheduler(case: Case) -> Any:
+def build_scheduler(case: Case, **settings: Any) -> Any:
     """Build the scheduler from published keys; keys of guidance are translated elsewhere."""
     version = {"12": "1.2", "13": "1.3"}[version_of(case)]
     cfg = translate_component({"type": "rflow", **case.get("config", {})}, version=version)
     threshold = case.get("args", {}).get("noise_disable_threshold")  # a key of the published run
-    return build(SCHEDULERS, cfg, clean_above=None if threshold is None else threshold / 1000)
+    return build(SCHEDULERS, cfg, clean_above=None if threshold is None else threshold / 1000, **settings)
 
 
 class ToyNetwork:
@@ -133,7 +133,7 @@ def run_loss(case: Case, inputs: Tensors, weights: Tensors) -> Tensors:
         mask = torch.zeros(x0.shape[0], x0.shape[2]).index_fill(1, torch.tensor(index), 1.0)
         reference = inputs.get("x_noisy_ref", x0)
         cond |= {"reference": reference * mask[:, None, :, None, None], "reference_mask": mask}
-    scheduler = build_scheduler(case)
+    scheduler = build_scheduler(case, time_weights=inputs.get("weights"))
     frame_mask = inputs["x_mask"].float() if "x_mask" in inputs else None
     model = network
     if not args.get("pass_x_mask", True):  # the reference can leave its network without the mask
@@ -150,7 +150,6 @@ def run_loss(case: Case, inputs: Tensors, weights: Tensors) -> Tensors:
         draws=ReplayDraws({"noise": [inputs["noise"]]}),
         t=inputs["t"].double() / 1000,
         clean=inputs.get("x_gt"),
-        time_weights=inputs.get("weights"),
     )
     return {"loss": loss, "model_timestep": network.times[0]}
 
@@ -168,7 +167,7 @@ def run_sample(case: Case, inputs: Tensors, weights: Tensors) -> Tensors:
     """A whole sampling run."""
     args, config = case["args"], case["config"]
     index = args.get("mask_index") or []
-    scheduler = build_scheduler(case)
+    scheduler = build_scheduler(case, renoise_reference=bool(args.get("use_sdedit")))
     guidance = Guidance(**translate_guidance(config | args, conditioned=bool(index)))
     network = ToyNetwork(inputs, conditioned=bool(index))
     cond: Tensors = {"text_features": inputs["y"][:, 0]}
@@ -187,7 +186,6 @@ def run_sample(case: Case, inputs: Tensors, weights: Tensors) -> Tensors:
         known=inputs["z"],
         frame_mask=inputs.get("mask"),
         draws=ReplayDraws({"edit": noises, "reference": noises}),
-        renoise_reference=bool(args.get("use_sdedit")),
     )
     branches = 3 if index else 2
     times = [t.view(-1, inputs["z"].shape[0]) for t in network.times]
@@ -236,7 +234,8 @@ DEVIATIONS = [
     {
         "name": "time_shift_per_sample",
         "reason": "The published shift lets the first sample's length decide for the batch, and a clip shorter than a "
-        "latent step gets factor 0, so that its time is 0 or not a number; ours looks at each sample, at least 1.",
+        "latent step gets factor 0, so that its time is 0 or not a number; ours looks at each sample, at "
+        "least 1.",
         "kinds": {"rf12_timestep_transform", "rf13_timestep_transform"},
         "excused": shift_excused,
     }

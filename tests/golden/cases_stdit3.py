@@ -126,14 +126,13 @@ def run_attention(case: Case, inputs: Tensors, weights: Tensors) -> Tensors:
     rope = RotaryEmbedding(rope_dim) if rope_dim else None
     kernel = config.get("kernel_size")
     if kernel is None:
-        batch, length = x.shape[:2]
+        length = x.shape[1]
         grid = (length, 1, 1)
         if "H" in args:
             grid = (length // (args["H"] * args["W"]), args["H"], args["W"])
         plan = plan_windows(grid)
         tokens = x
     else:
-        batch = x.shape[0]
         tokens = x.permute(0, 3, 1, 2, 4)  # (H, W, T) to (T, H, W)
         plan = plan_windows(
             tuple(tokens.shape[1:4]), (kernel[2], kernel[0], kernel[1]), config.get("shift_window", False)

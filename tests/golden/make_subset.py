@@ -2,7 +2,8 @@
 
     python tests/golden/make_subset.py FULL_DIR tests/golden/vectors
 
-Every kind and every mechanism stays in, few cases each. Files are packed with xz, because weights are most of them.
+Every kind and every mechanism stays in, few cases each. Files are packed with xz, because weights are most of
+them.
 """
 
 import argparse
@@ -15,7 +16,14 @@ from safetensors.torch import load_file, save
 # All cases of a file, or those that start with one of these names.
 CHOSEN: dict[str, list[str] | None] = {
     "stdit3_models": [
-        *("t2v_small_grid", "t2v_odd_patch", "spatial_rope_image", "i2v_loop", "no_text_mask", "skip_y_embedder"),
+        *(
+            "t2v_small_grid",
+            "t2v_odd_patch",
+            "spatial_rope_image",
+            "i2v_loop",
+            "no_text_mask",
+            "skip_y_embedder",
+        ),
         "gradients",
     ],
     "stdit3_parts": [
@@ -23,21 +31,66 @@ CHOSEN: dict[str, list[str] | None] = {
         *("timestep", "rotary", "patch_embed", "final_layer_masked", "caption", "size"),
     ],
     "stdit3_v12": ["x_mask"],
-    "vae_v12": ["temporal", "pipeline_encode_T1_", "pipeline_decode_t1_", "pipeline_encode_T21", "pipeline_latent_size_0"],
-    "vae_v13": [
-        *("encode_image", "encode_T33_overlap", "encode_odd", "encode_even", "encode_norm5_image", "decode_image"),
-        *("decode_t10_overlap", "train_gradients", "normalize", "tiled_conv", "disc3d_train1", "latent_size_2"),
+    "vae_v12": [
+        "temporal",
+        "pipeline_encode_T1_",
+        "pipeline_decode_t1_",
+        "pipeline_encode_T21",
+        "pipeline_latent_size_0",
     ],
-    "rectified_flow_v12": ["timestep_transform_0", "loss_x_mask", "sample_mask_edit", "sample_transform_image"],
+    "vae_v13": [
+        *(
+            "encode_image",
+            "encode_T33_overlap",
+            "encode_odd",
+            "encode_even",
+            "encode_norm5_image",
+            "decode_image",
+        ),
+        *(
+            "decode_t10_overlap",
+            "train_gradients",
+            "normalize",
+            "tiled_conv",
+            "disc3d_train1",
+            "latent_size_2",
+        ),
+    ],
+    "rectified_flow_v12": [
+        "timestep_transform_0",
+        "loss_x_mask",
+        "sample_mask_edit",
+        "sample_transform_image",
+    ],
     "rectified_flow_v13": [
-        *("timestep_transform_0", "logit", "add_noise", "mean_flat", "loss_weights", "loss_i2v_null", "loss_i2v_weighted"),
-        *("loss_x_gt_threshold", "sample_discrete_transform", "sample_mask_edit", "sample_neg", "sample_oscillation"),
+        *(
+            "timestep_transform_0",
+            "logit",
+            "add_noise",
+            "mean_flat",
+            "loss_weights",
+            "loss_i2v_null",
+            "loss_i2v_weighted",
+        ),
+        *(
+            "loss_x_gt_threshold",
+            "sample_discrete_transform",
+            "sample_mask_edit",
+            "sample_neg",
+            "sample_oscillation",
+        ),
         *("sample_i2v_full", "sample_i2v_batch2", "sample_empty", "osc", "flaw_fix", "dyn", "scale"),
     ],
     "manifests_v13_code": ["STDiT3-XL/2 v1.3 (", "OpenSoraVAE", "N_LAYER", "DISCRIMINATOR_3D"],
     "manifests_v12_code": ["STDiT3-XL"],
     "text_cleaning": None,
-    "transforms": ["video_resize_crop_to_fill_0", "video_transform_center_3", "image_transform", "temporal", "downsample"],
+    "transforms": [
+        "video_resize_crop_to_fill_0",
+        "video_transform_center_3",
+        "image_transform",
+        "temporal",
+        "downsample",
+    ],
     "buckets_and_aspects": [],  # two cases per function
 }
 FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 9, "lp": 1, "pb": 1}]  # float16 comes in pairs of bytes
@@ -45,7 +98,9 @@ FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 9, "lp": 1, "pb": 1}]  # float16 
 
 def main() -> None:
     """Write the subset."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("source", type=Path)
     parser.add_argument("target", type=Path)
     args = parser.parse_args()
@@ -73,7 +128,9 @@ def main() -> None:
 def choose(cases: list | dict, names: list[str] | None) -> list | dict:
     """Keep cases whose name starts with one of `names`; None keeps all."""
     if isinstance(cases, dict):
-        return {name: value for name, value in cases.items() if names is None or name.startswith(tuple(names))}
+        return {
+            name: value for name, value in cases.items() if names is None or name.startswith(tuple(names))
+        }
     return [case for case in cases if names is None or case["name"].startswith(tuple(names))]
 
 

@@ -2,9 +2,9 @@
 
     python tests/golden/run.py DIR [--only PREFIX ...]
 
-DIR holds pairs of `NAME.json` (cases) and `NAME.safetensors` (tensors). One line is printed per case. The exit
-status is 0 only if no case failed and none is unsupported. A deviation is a case in which some elements differ for
-a reason that is written down in a rule; every other element of the case must match.
+DIR holds pairs of `NAME.json` (cases) and `NAME.safetensors` (tensors). One line is printed per case. The
+exit status is 0 only if no case failed and none is unsupported. A deviation is a case in which some elements
+differ for a reason that is written down in a rule; every other element of the case must match.
 """
 
 import argparse
@@ -78,7 +78,9 @@ def load_adapters() -> tuple[dict[str, Callable], list[Rule]]:
 
 def read_cases(folder: Path, only: list[str]) -> Iterator[tuple[str, dict, dict[str, Tensor]]]:
     """Yield (id, case, tensors) for every case whose id or file starts with one of `only`."""
-    stems = sorted({path.name.split(".json")[0] for path in (*folder.glob("*.json"), *folder.glob("*.json.xz"))})
+    stems = sorted(
+        {path.name.split(".json")[0] for path in (*folder.glob("*.json"), *folder.glob("*.json.xz"))}
+    )
     if not stems:
         raise FileNotFoundError(f"{folder}: no .json files with cases; give a folder in the golden format.")
     for path in (folder / f"{stem}.json" for stem in stems):
@@ -108,7 +110,10 @@ def cases_of(document: dict) -> list[dict]:
     found = []
     for function, spec in document["functions"].items():
         for i, case in enumerate(spec["cases"]):
-            args = {k: shared[v["$ref"]] if isinstance(v, dict) and "$ref" in v else v for k, v in case["args"].items()}
+            args = {
+                k: shared[v["$ref"]] if isinstance(v, dict) and "$ref" in v else v
+                for k, v in case["args"].items()
+            }
             found.append({"name": f"{function}_{i}", "kind": function, **case, "args": args})
     return found
 
@@ -205,7 +210,9 @@ def differing(got: Any, want: Any, atol: float, rtol: float) -> tuple[np.ndarray
     """Return where two outputs differ, and by how much."""
     if isinstance(want, dict):
         keys = sorted(set(want) | set(got or {}))
-        wrong = np.array([not same((got or {}).get(key), want.get(key), atol, rtol) for key in keys], dtype=bool)
+        wrong = np.array(
+            [not same((got or {}).get(key), want.get(key), atol, rtol) for key in keys], dtype=bool
+        )
         return wrong, wrong.astype(float)
     if isinstance(want, Tensor):
         want = want.double().numpy()
@@ -285,7 +292,8 @@ def main(argv: list[str] | None = None) -> int:
         counts[result.status] += 1
         notes = "; ".join(result.notes)
         print(
-            f"{name:<56} {result.difference:9.2e} {result.tolerance:>16} {result.status} excused {result.excused} {notes}"
+            f"{name:<56} {result.difference:9.2e} {result.tolerance:>16} {result.status} excused "
+            f"{result.excused} {notes}"
         )
     if not any(counts.values()):
         raise SystemExit(f"{args.folder}: no case starts with {args.only}.")
@@ -297,7 +305,8 @@ def main(argv: list[str] | None = None) -> int:
         elif rule.marked:
             counts["fail"] += 1
             print(
-                f"rule {rule.name} excuses nothing: {rule.marked} elements are marked and none differs; remove it."
+                f"rule {rule.name} excuses nothing: {rule.marked} elements are marked and none differs; "
+                f"remove it."
             )
     print(
         f"golden: {counts['pass']} passed, {counts['deviation']} deviations, "

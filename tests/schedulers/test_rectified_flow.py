@@ -13,7 +13,7 @@ from opensora.utils.random import Draws
 def sizes(batch, height=360, width=640, num_frames=113):
     return {
         k: torch.full((batch,), float(v))
-        for k, v in zip(("height", "width", "num_frames"), (height, width, num_frames))
+        for k, v in zip(("height", "width", "num_frames"), (height, width, num_frames), strict=True)
     }
 
 
@@ -44,7 +44,7 @@ def test_error_of_the_sampler_falls_with_the_step_size():
         errors.append(
             (flow.sample(exact_velocity(0.5), noise, {}, Guidance({})) - 0.5 * noise).abs().max().item()
         )
-    ratios = [a / b for a, b in zip(errors, errors[1:])]
+    ratios = [a / b for a, b in zip(errors, errors[1:], strict=False)]
     assert all(1.6 < ratio < 2.4 for ratio in ratios), errors  # Euler is of first order
 
 
