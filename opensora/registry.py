@@ -146,7 +146,8 @@ def build(registry: Registry, cfg: Any, **facts: Any) -> Any:
 
     from opensora.utils.weights import load_weights
 
-    with torch.device("meta"):
+    # Parameters that the file may lack need their initial values, so such a module is built for real.
+    with torch.device("cpu" if loading.get("ignore_keys") else "meta"):
         module = target(**arguments)
     load_weights(module, loading.pop("from_pretrained"), **loading)
     return module

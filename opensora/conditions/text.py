@@ -29,8 +29,16 @@ class TextCondition(nn.Module):
     def __init__(self, hidden_size: int, text_width: int, text_length: int, projected: bool = False) -> None:
         super().__init__()
         self.projected = projected
-        self.register_buffer("y_embedding", torch.randn(text_length, text_width) / text_width**0.5)
+        self.register_buffer("y_embedding", torch.empty(text_length, text_width))
         self.y_proj = Mlp(text_width, hidden_size, hidden_size)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initialise the projection, and the null caption at random."""
+        nn.init.normal_(self.y_embedding, std=self.y_embedding.shape[1] ** -0.5)
+        for layer in (self.y_proj.fc1, self.y_proj.fc2):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
 
     def prepare(self, batch: Mapping[str, Any], z: Tensor | None, draws: Any) -> dict[str, Tensor]:
         """Trim captions to the longest of the batch; keep a mask only where lengths differ.

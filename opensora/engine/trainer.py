@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from opensora.acceleration.parallel import ParallelState, all_reduce_mean, barrier
+from opensora.acceleration.parallel import all_reduce_mean, barrier, parallel_state
 from opensora.engine.checkpoint import RunState, read_checkpoint, save_checkpoint
 from opensora.engine.ema import Ema
 from opensora.engine.optimizer import LrSchedule
@@ -162,19 +162,13 @@ class Trainer:
     def save(self) -> None:
         """Write a checkpoint of the current state. Called by all processes."""
         tensors: dict[str, dict[str, Tensor]] = {}
-        for name, module in self.task.trainable().items():
-            masters = self.engine.gather(name, self.engine.masters(name))
-            average = self.averages[name].whole() if name in self.averages else None
-            optimizer = self.engine.state(name)
-            if not ParallelState.get().is_main:
-                continue
-            rest = {k: v.detach().cpu() for k, v in module.state_dict().items() if k not in masters}
-            tensors[name] = {**rest, **masters}
-            tensors[f"{name}_optimizer"] = optimizer
-            if average is not None:
-                tensors[f"{name}_ema"] = {**rest, **average}
+        for name in self.names:  # every process takes part in gathering, the main one gets whole tensors
+            tensors[name] = self.engine.weights(name)
+            tensors[f"{name}_optimizer"] = self.engine.state(name)
+            if name in self.averages:
+                tensors[f"{name}_ema"] = self.engine.frozen(name) | self.averages[name].whole()
         self.state.data = self.data.state()
-        if ParallelState.get().is_main:
+        if parallel_state().is_main:
             save_checkpoint(self.tracker.folder, self.state, tensors, self.settings.ckpt_keep)
         barrier()
 
@@ -219,13 +213,13 @@ class Trainer:
     def _after_step(self, meter: "_Meter") -> None:
         step, settings = self.state.step, self.settings
         if settings.log_every and step % settings.log_every == 0:
-            values = {key: all_reduce_mean(value) for key, value in meter.flush().items()}
-            if ParallelState.get().is_main:
+            values = {key: float(all_reduce_mean(value)) for key, value in meter.flush().items()}
+            if parallel_state().is_main:
                 self.tracker.log(step, {**values, "epoch": self.state.epoch})
                 get_logger().info("%s", meter.line(step, self.total_steps, self.state.epoch, values))
         if self.validate is not None and settings.validate_every and step % settings.validate_every == 0:
             values = self.validate(step)
-            if ParallelState.get().is_main:
+            if parallel_state().is_main:
                 self.tracker.log(step, values)
         if settings.ckpt_every and step % settings.ckpt_every == 0 and not self._done():
             self.save()

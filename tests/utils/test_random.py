@@ -5,7 +5,6 @@ import torch
 
 from opensora.utils.random import Draws, ReplayDraws
 
-
 NORMAL = [0.9901059, 1.5040896, 1.0240198]
 UNIFORM = [0.0824917, 0.07344896]
 CHOICES = [2, 2, 2, 2, 1, 2, 2, 1]

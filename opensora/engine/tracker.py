@@ -1,0 +1,113 @@
+"""Tracker: the numbers of a run as JSON lines, TensorBoard, Weights & Biases, and a picture of the loss."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from opensora.utils.config import write_text
+
+LOG = "log.jsonl"
+
+
+class Tracker:
+    """Write values by step.
+
+    Args:
+        folder: Folder of the run.
+        step: Step that the run continues from; lines of later steps, from before a crash, are dropped.
+        tensorboard: Whether to write TensorBoard files too.
+        wandb: Whether to log to Weights & Biases too; offline unless WANDB_MODE says otherwise.
+
+    Raises:
+        ImportError: A package that was asked for is not installed.
+    """
+
+    def __init__(self, folder: Path, step: int = 0, tensorboard: bool = False, wandb: bool = False) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        kept = [line for line in read_log(folder) if line["step"] <= step]
+        write_text("".join(json.dumps(line) + "\n" for line in kept), folder / LOG)
+        self._writer = _tensorboard(folder) if tensorboard else None
+        self._run = _wandb(folder) if wandb else None
+
+    def log(self, step: int, values: Mapping[str, Any]) -> None:
+        """Write one line of numbers."""
+        line = {"step": step, **{key: float(value) for key, value in values.items()}}
+        with open(self.folder / LOG, "a") as file:
+            file.write(json.dumps(line) + "\n")
+        if self._writer is not None:
+            for key, value in line.items():
+                self._writer.add_scalar(key, value, step)
+        if self._run is not None:
+            self._run.log(line, step=step)
+
+    def close(self) -> Path | None:
+        """Finish, and draw the losses; return the picture's file."""
+        if self._writer is not None:
+            self._writer.close()
+        if self._run is not None:
+            self._run.finish()
+        return plot_losses(self.folder)
+
+
+def read_log(folder: Path) -> list[dict[str, float]]:
+    """Read the lines of a run; a last line that was cut off by a crash is left out."""
+    path = folder / LOG
+    if not path.exists():
+        return []
+    lines = []
+    for text in path.read_text().splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+def plot_losses(folder: Path) -> Path | None:
+    """Draw every logged loss against the step as `loss.png`; None when there is nothing to draw."""
+    lines = read_log(folder)
+    names = sorted({key for line in lines for key in line if "loss" in key})
+    if not names:
+        return None
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 4.5))
+    for name in names:
+        points = [(line["step"], line[name]) for line in lines if name in line]
+        axes.plot(*zip(*points, strict=True), label=name, linewidth=1)
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.tight_layout()
+    path = folder / "loss.png"
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+    return path
+
+
+def _tensorboard(folder: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ImportError(
+            "tensorboard=True: the package is not installed; run pip install tensorboard."
+        ) from error
+    return SummaryWriter(folder / "tensorboard")
+
+
+def _wandb(folder: Path) -> Any:
+    try:
+        import wandb
+    except ImportError as error:
+        raise ImportError("wandb=True: the package is not installed; run pip install wandb.") from error
+    mode = os.environ.get("WANDB_MODE", "offline")
+    return wandb.init(
+        project="opensora", name=folder.name, dir=str(folder), mode=mode, resume="allow", id=folder.name
+    )
