@@ -1,11 +1,13 @@
 """Autoencoding: train an autoencoder to give back what it was given."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from opensora.datasets.video_io import contact_sheet
 from opensora.engine.build import build_components
 from opensora.utils.random import Draws
 
@@ -82,6 +84,30 @@ class Autoencoding:
     def use(self, modules: Mapping[str, Callable[..., Any]]) -> None:
         """Compute losses through these wrappers of the trainable modules, by name."""
         self.forward_vae = modules["vae"]
+
+    def place(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Nothing here is frozen as a whole; the engine has moved the autoencoder."""
+
+    @torch.no_grad()
+    def evaluate(self, batch: Mapping[str, Any], num_times: int, draws: Draws) -> dict[str, float]:
+        """Return error and PSNR of the reconstruction from the posterior's mean."""
+        video = batch["video"].to(self.device)
+        z = self.vae.encode(video.to(next(self.vae.parameters())))
+        out = self.vae.decode(z.to(next(self.vae.parameters())))[
+            ..., : video.shape[3], : video.shape[4]
+        ].float()
+        error = out - video[:, :, : out.shape[2]].float()
+        return {"l1": float(error.abs().mean()), "psnr": float(-10 * torch.log10(error.square().mean() / 4))}
+
+    @torch.no_grad()
+    def show(self, batch: Mapping[str, Any], path: Path) -> None:
+        """Save the first clip above its reconstruction."""
+        video = batch["video"][:1].to(self.device)
+        z = self.vae.encode(video.to(next(self.vae.parameters())))
+        out = self.vae.decode(z.to(next(self.vae.parameters())))[0].float().cpu()
+        out = out[..., : video.shape[3], : video.shape[4]]
+        pair = torch.cat((video[0, :, : out.shape[1]].float().cpu(), out), dim=2)
+        contact_sheet(pair, path.with_suffix(".png"))
 
     def losses(self, batch: Mapping[str, Any], step: int = 0) -> Iterator[tuple[str, dict[str, Tensor]]]:
         """Yield the loss of a batch.

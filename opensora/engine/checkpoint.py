@@ -116,11 +116,15 @@ def find_checkpoint(path: str | Path) -> Path:
     return found[-1]
 
 
+def read_state(path: str | Path) -> RunState:
+    """Read where a checkpoint stands, without its tensors."""
+    return RunState(**json.loads((find_checkpoint(path) / "state.json").read_text()))
+
+
 def read_checkpoint(path: str | Path) -> tuple[RunState, dict[str, dict[str, Tensor]]]:
     """Read a checkpoint: its state, and tensors by file stem."""
     folder = find_checkpoint(path)
-    state = RunState(**json.loads((folder / "state.json").read_text()))
-    return state, {file.stem: load_file(file) for file in sorted(folder.glob("*.safetensors"))}
+    return read_state(folder), {file.stem: load_file(file) for file in sorted(folder.glob("*.safetensors"))}
 
 
 def weights_file(path: str | Path, name: str = "model", ema: bool = True) -> Path:

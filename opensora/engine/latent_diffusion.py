@@ -6,11 +6,13 @@ Source: Rombach et al. 2022, "Latent diffusion".
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from opensora.datasets.video_io import contact_sheet, write_image, write_video
 from opensora.engine.build import Components, build_components
 from opensora.schedulers.guidance import Guidance
 from opensora.utils.random import Draws
@@ -69,6 +71,13 @@ class LatentDiffusion:
     def use(self, modules: Mapping[str, Callable[..., Tensor]]) -> None:
         """Compute losses through these wrappers of the trainable modules, by name."""
         self.forward_model = modules["model"]
+
+    def place(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Move the frozen components to a device; the autoencoder computes in `dtype`."""
+        if self.vae is not None:
+            self.vae.to(device, dtype)
+        if self.text_encoder is not None:
+            self.text_encoder.to(device)
 
     @torch.no_grad()
     def encode(self, batch: Mapping[str, Any], draws: Any = None) -> tuple[Tensor | None, dict[str, Tensor]]:
@@ -131,6 +140,29 @@ class LatentDiffusion:
             draws=draws,
         )
         yield "model", {"loss": per_sample.mean(), "per_sample": per_sample.detach()}
+
+    @torch.no_grad()
+    def evaluate(self, batch: Mapping[str, Any], num_times: int, draws: Draws) -> dict[str, float]:
+        """Return the mean loss of a batch at fixed times, evenly spaced inside (0, 1), without drops or masks."""
+        z, cond = self.encode(batch, draws)
+        values = {}
+        for i in range(1, num_times + 1):
+            t = torch.full((z.shape[0],), i / (num_times + 1))
+            loss = self.scheduler.training_loss(self.forward_model, z, cond, draws=draws, t=t)
+            values[f"loss_t{float(t[0]):.2f}"] = float(loss.mean())
+        return {"loss": sum(values.values()) / num_times, **values}
+
+    @torch.no_grad()
+    def show(self, batch: Mapping[str, Any], path: Path) -> None:
+        """Save a sample for the first caption of a batch, with a contact sheet."""
+        one = {k: v[:1] for k, v in batch.items() if k in (*SIZES, "text", "text_features", "text_mask")}
+        z = self.sample(one, Draws(0, [0]))
+        video = self.decode(z, int(one["num_frames"][0]))[0]
+        if video.shape[1] == 1:
+            write_image(video[:, 0], path.with_suffix(".png"))
+        else:
+            write_video(video, path.with_suffix(".mp4"), float(one["fps"][0]))
+            contact_sheet(video, path.with_suffix(".png"))
 
     @torch.no_grad()
     def sample(

@@ -180,7 +180,8 @@ DEVIATIONS: list[dict[str, Any]] = [
     },
     {
         "name": "epoch plan",
-        "reason": "The reference repeats or drops clips at the end of buckets and lets ranks work on unequal batches; "
+        "reason": "The reference repeats or drops clips at the end of buckets and lets ranks work on "
+        "unequal batches; "
         "ours is an explicit plan of full batches with balanced costs.",
         "kinds": {"sampler_epoch"},
         "excused": lambda case, output, expected: np.ones(

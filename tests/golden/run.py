@@ -85,12 +85,7 @@ def read_cases(folder: Path, only: list[str]) -> Iterator[tuple[str, dict, dict[
         raise FileNotFoundError(f"{folder}: no .json files with cases; give a folder in the golden format.")
     for path in (folder / f"{stem}.json" for stem in stems):
         document = json.loads(read_packed(path))
-        cases = document.get("cases")
-        if cases is None:
-            cases = [
-                {"name": name, "kind": "manifest", **spec}
-                for name, spec in document.get("models", {}).items()
-            ]
+        cases = cases_of(document)
         chosen = [c for c in cases if not only or f"{path.stem}/{c['name']}".startswith(tuple(only))]
         tensors: dict[str, Tensor] = {}
         packed = read_packed(path.with_suffix(".safetensors")) if chosen else None

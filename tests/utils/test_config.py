@@ -291,6 +291,8 @@ def test_deleted_and_foreign_folders_do_not_confuse_the_count(tmp_path):
     (tmp_path / "vae_stage1").mkdir()
     (tmp_path / "041-Other").mkdir()
     assert make_run_folder(cfg).name == "042-STDiT3-XL-2"
+    (tmp_path / "999-Other").mkdir()
+    assert [make_run_folder(cfg).name[:5] for _ in range(2)] == ["1000-", "1001-"]
 
 
 def test_an_autoencoder_run_is_named_after_it(tmp_path):

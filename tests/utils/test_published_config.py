@@ -193,6 +193,22 @@ def test_inference_rounds_as_the_released_code_only_in_bf16():
     assert not out["model"]["compat_bf16"] and not out["scheduler"]["compat_bf16"]
 
 
+def test_components_that_no_shipped_config_uses():
+    out = translate_config(diffusion(text_encoder={"type": "clip", "from_pretrained": "x"}))
+    text = {"type": "CLIPTextEncoder", "from_pretrained": "x", "width": 768, "max_length": 77, "pooled": True}
+    assert out["text_encoder"] == {**text, "dtype": "bf16"}
+    out = translate_config(diffusion(vae={"type": "VideoAutoencoderKL", "micro_batch_size": 2}))
+    assert (out["vae"]["type"], out["vae"]["micro_batch_size"], out["vae"]["layers_per_block"]) == (
+        "ImageVAE",
+        2,
+        2,
+    )
+    assert out["vae"]["from_pretrained"] is None
+    assert translate_config(diffusion(text_encoder=None))["text_encoder"] is None
+    out = translate_config(diffusion(model={"type": "STDiT3-3B/2"}))
+    assert out["model"]["type"] == "STDiT3-3B/2" and out["model"]["qk_norm"] is True
+
+
 # Dropped and given conditions
 
 TABLE = {"keep": 0.89, "text": 0.01, "cond": 0.06, "null": 0.04}

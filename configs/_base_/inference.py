@@ -1,0 +1,52 @@
+"""Inference: every key of making videos from prompts."""
+
+seed = 42  # with the number of the prompt and of the sample it names the noise
+dtype = "bf16"  # of model and vae: "bf16", "fp16" or "fp32"
+attention_backend = "auto"  # "auto", "math", "sdpa" or "flash"; auto takes the fastest that is exact
+sp_size = 1  # processes that share one video
+verbose = 1  # 0 is silent, 1 a bar over prompts, 2 also over steps
+
+# What
+prompt = None  # list of prompts; several words after --prompt are several prompts
+prompt_path = None  # or a file: .txt with a prompt per line, or .csv with a column `text`
+start_index = 0  # first prompt of the file, and first number of a saved file
+end_index = None  # prompt of the file to stop before; None is the last
+csv_reference_column_name = None  # column of the .csv that holds reference paths
+neg_prompt = None  # list of negative prompts, one per prompt
+num_sample = 1  # videos per prompt
+batch_size = 1  # prompts at once
+
+# Size
+resolution = "240p"  # name of a resolution, see docs/config.md
+aspect_ratio = "9:16"  # height:width; 9:16 is landscape
+image_size = None  # (height, width) in pixels; wins over resolution and aspect_ratio
+num_frames = 51  # frames, or a name such as "4s", cut to the longest length that the vae gives back
+seconds = None  # duration instead of num_frames, rounded to a length that the vae gives back
+fps = 24  # frames per second that the model is asked for
+frame_interval = 1  # frames of the asked rate per saved frame
+save_fps = None  # frames per second of the file; None is fps // frame_interval
+
+# Long videos
+loop = 1  # clips that continue each other
+condition_frame_length = 5  # latent frames that a clip takes over from the clip before
+condition_frame_edit = 0.0  # how far they are made anew, 0 not at all, 1 fully
+
+# References
+reference_path = None  # list, per prompt: paths of images or videos, separated by ";"
+mask_strategy = None  # list, per prompt: which frames the references give, see docs/inference.md
+align = None  # round frame positions of mask_strategy to multiples of this many latent frames
+cond_type = (
+    None  # None, "i2v_head", "i2v_tail", "i2v_loop" or "v2v_head": references as a condition of the model
+)
+
+# Text that is appended to prompts
+aes = None  # aesthetic score, a number or a word
+flow = None  # motion score, a number or a word
+camera_motion = None  # such as "pan left"
+llm_refine = False  # let a language model rewrite prompts (sends them to its server)
+
+# Files
+save_dir = "samples/samples"  # folder of the videos
+sample_name = "sample"  # start of the file names
+prompt_as_path = False  # name files after their prompts, and skip those that exist
+postprocess = []  # list of steps on the video, such as [dict(type="Deflicker"), dict(type="Watermark")]

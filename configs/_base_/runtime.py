@@ -1,0 +1,47 @@
+"""Training: every key of the run itself. The parts (model, vae, data, ...) are in the other files."""
+
+seed = 42  # names every random number of the run; the number of processes does not change them
+dtype = "bf16"  # of computation: "bf16", "fp16" or "fp32"; weights and optimizer stay in fp32
+attention_backend = "auto"  # "auto", "math", "sdpa" or "flash"; auto takes the fastest that is exact
+
+# Processes
+plugin = "zero2"  # None (one process), "ddp", "zero1", "zero2", "zero1-seq" or "zero2-seq"
+sp_size = 1  # processes that share one sequence; above 1 needs a plugin with -seq
+reduce_bucket_size_in_m = 20  # ZeRO: gradients reduced at once, in millions of numbers
+
+# Optimization
+epochs = 1000  # passes over the data
+max_steps = None  # stop after so many steps; None runs all epochs
+batches_per_step = None  # batches behind one step, over all processes; None is processes x accumulation_steps
+accumulation_steps = 1  # batches that a process adds up before a step
+activation_checkpoint = True  # compute activations twice to save memory
+grad_clip = 1.0  # largest norm of the gradient; 0 does not clip
+ema_decay = 0.99  # per step, of the averaged weights; None keeps no average
+optimizer = dict(
+    lr=1e-4,  # learning rate after warm-up
+    weight_decay=0.0,  # of AdamW
+    eps=1e-15,  # of AdamW; small, because gradients of adapted layers start tiny
+    betas=(0.9, 0.999),  # of AdamW
+)
+lr_schedule = dict(
+    warmup_steps=0,  # steps of linear warm-up; 0 starts at lr
+    initial_lr=1e-6,  # where the warm-up starts
+    cosine=False,  # after the warm-up, fall to 0 along a cosine until the last epoch ends
+)
+lora = None  # or dict(rank=16, targets=("attn", "cross_attn")): train low-rank additions to these layers only
+
+# Output
+outputs = "outputs"  # folder of the run folders
+run_name = (
+    None  # fixed name of the run folder; None makes NNN-MODEL. A second start of a named run continues it
+)
+load = None  # checkpoint to continue: None, "latest" (of run_name) or a folder
+start_from_scratch = False  # with load: take weights and optimizer, start at epoch 0
+log_every = 10  # steps between lines of the log
+ckpt_every = 500  # steps between checkpoints; 0 saves at the end only
+ckpt_keep = 0  # checkpoints that stay, the latest ones; 0 keeps all
+validate_every = 0  # steps between validations; 0 never validates
+patience = 20  # steps in a row that may be skipped, because numbers are not finite, before the run stops
+wandb = False  # also log to Weights & Biases (sends numbers to its server)
+tensorboard = False  # also write TensorBoard files
+record_time = False  # time the phases of each step

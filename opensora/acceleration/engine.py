@@ -1,0 +1,471 @@
+"""Engines: what stands between a training loop and the processes, the precision and the optimizer's memory.
+
+One contract, two implementations. `TorchEngine` is plain torch: plugin "none" (one process) and "ddp" (every process
+holds everything). `ColossalEngine` (`booster.py`) splits optimizer state, and with "zero2" gradients, over the
+processes.
+
+A step, with `n` micro-batches on this process:
+
+    for i, batch in enumerate(micro_batches):
+        with engine.no_sync("model") if i < n - 1 else nullcontext():
+            loss = ... engine.module("model")(...) ...
+            engine.backward(loss / n, "model")
+    norm = engine.clip("model", max_norm)
+    updated = engine.step("model")
+
+**Gradients** are the mean over the processes, so with losses divided by `n` as above the step follows the mean over
+all micro-batches of all processes. `backward(loss, name)` reaches the parameters of `name` only: a loss that runs
+through a second network (a discriminator) leaves no gradient there. A parameter that no process used keeps no
+gradient, and the optimizer skips it; one that some process used is updated on all.
+
+**Precision.** The optimizer updates float32 masters, always. A forward pass runs under `torch.autocast` in `dtype`.
+The torch engine keeps the float32 masters in the module; the sharded one keeps weights in `dtype` there, and buffers
+as they were. Gradients of several micro-batches add up in float32, except under `no_sync` of zero1. fp16 scales the
+loss.
+
+**Pieces.** A process owns a piece of each trainable parameter, float32: all of it, or with ZeRO a slice of the
+flattened and zero-padded tensor. `masters`, `gradients` and optimizer state come in pieces, `gather` joins them on the
+first process, `scatter` cuts whole tensors. What is saved is whole, so any plugin with any number of processes goes
+on from it. Methods that gather must be called by every process.
+"""
+
+import inspect
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from opensora.acceleration.loss_scale import LossScale
+from opensora.acceleration.parallel import parallel_state
+
+PLUGINS = ("none", "ddp", "zero1", "zero2")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Autocast(nn.Module):
+    """A module whose forward pass runs in another precision.
+
+    Args:
+        module: What to call.
+        device: Where it computes.
+        dtype: Precision of matrix products; float32 changes nothing.
+    """
+
+    def __init__(self, module: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.module, self.device_type, self.dtype = module, device.type, dtype
+
+    def forward(self, *args: object, **kwargs: object) -> object:
+        """Call the module with these arguments."""
+        with torch.autocast(self.device_type, self.dtype, enabled=self.dtype != torch.float32):
+            return self.module(*args, **kwargs)
+
+
+class Engine(ABC):
+    """What all engines share; the contract is this file's docstring.
+
+    Args:
+        modules: The networks that are trained, by name.
+        optimizers: For each of them a torch optimizer over its trainable parameters.
+        dtype: Precision of the forward pass.
+        device: Where this process computes.
+        grad_clip: Norm that `clip` uses when it is given none; 0 does not clip.
+    """
+
+    sharded = False
+
+    def __init__(
+        self,
+        modules: Mapping[str, nn.Module],
+        optimizers: Mapping[str, Optimizer],
+        dtype: torch.dtype,
+        device: torch.device,
+        grad_clip: float = 0.0,
+    ) -> None:
+        self.modules, self.optimizers = dict(modules), dict(optimizers)
+        self.dtype, self.device, self.grad_clip = dtype, device, grad_clip
+        self.rank = dist.get_rank() if dist.is_initialized() else 0
+        self.world_size = dist.get_world_size() if dist.is_initialized() else 1
+        self._trainable = {
+            name: _trainable(name, m, self.optimizers[name]) for name, m in self.modules.items()
+        }
+        self._scales = {name: LossScale(dtype == torch.float16) for name in self.modules}
+        self._norms: dict[str, float] = {}  # of gradients that are unscaled and clipped, ready for the step
+        self._forward: dict[str, nn.Module] = {}
+
+    def module(self, name: str) -> nn.Module:
+        """Return what a training step calls instead of the module `name`. Calling it is all it is for."""
+        return self._forward[name]
+
+    def backward(self, loss: Tensor, name: str) -> None:
+        """Add the gradient of `loss` to the gradients of the module `name`."""
+        scaled = loss * self._scales[name].value if self._scales[name].enabled else loss
+        self._backward(scaled, name)
+
+    @abstractmethod
+    def no_sync(self, name: str) -> AbstractContextManager[None]:
+        """Return a context whose forward and backward passes are not reduced yet: all micro-batches but the last.
+
+        zero2 reduces each of them all the same: it has no room for whole gradients.
+        """
+
+    def clip(self, name: str, max_norm: float | None = None) -> float:
+        """Scale gradients down to a norm. Call it once, after the last backward pass of a step.
+
+        Args:
+            name: Which module.
+            max_norm: Largest norm over all its gradients; 0 only measures, None takes the engine's `grad_clip`.
+
+        Returns:
+            The norm before clipping, the same on every process; inf or nan when a gradient is not finite.
+        """
+        limit = self.grad_clip if max_norm is None else max_norm
+        grads = list(self.gradients(name).values())
+        squares = torch.zeros((), dtype=torch.float64, device=self.device)
+        if grads:
+            squares += torch.stack(torch._foreach_norm(grads)).double().square().sum()
+        if self.sharded:
+            dist.all_reduce(squares)
+        scale = 1.0 if name in self._norms else self._scales[name].value
+        norm = math.sqrt(value) / scale if math.isfinite(value := float(squares)) else math.inf
+        factor = (limit / norm if 0 < limit < norm else 1.0) / scale
+        if grads and factor != 1 and math.isfinite(norm):
+            torch._foreach_mul_(grads, factor)
+        self._norms[name] = norm
+        return norm
+
+    def step(self, name: str) -> bool:
+        """Update the weights of the module `name`, and drop its gradients.
+
+        Returns:
+            Whether it happened. Gradients that are not finite are dropped, and weights and optimizer stay as they
+            are, on every process alike.
+        """
+        if name not in self._norms:
+            self.clip(name, 0.0)
+        finite = math.isfinite(self._norms.pop(name))
+        if finite:
+            self._update(name)
+        self._scales[name].update(finite)
+        self.zero_grad(name)
+        return finite
+
+    def masters(self, name: str) -> dict[str, Tensor]:
+        """Return this process's float32 pieces of the trainable parameters: the tensors themselves, not copies."""
+        return {key: self._owner(name, key).detach() for key in self._trainable[name]}
+
+    @abstractmethod
+    def gradients(self, name: str) -> dict[str, Tensor]:
+        """Return this process's pieces of the reduced gradients, of those parameters that have one.
+
+        fp16 gradients are scaled until `clip`.
+        """
+
+    def gather(self, name: str, pieces: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Join pieces to whole tensors on the CPU of the first process; the others get none.
+
+        Args:
+            name: Which module.
+            pieces: Pieces by parameter, of the same parameters on every process.
+        """
+        keys = [key for key in self._trainable[name] if key in pieces]
+        whole = {key: self._join(name, key, pieces[key]) for key in keys}
+        return {key: tensor for key, tensor in whole.items() if tensor is not None}
+
+    def scatter(self, name: str, whole: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Cut whole tensors, the same on every process, into this process's pieces: float32 copies on its device."""
+        return {key: self._cut(name, key, tensor.detach()) for key, tensor in whole.items()}
+
+    def frozen(self, name: str) -> dict[str, Tensor]:
+        """Return the other tensors of a checkpoint, frozen parameters and buffers, as they were before any cast.
+
+        Copies on the CPU of the first process; the others get none.
+        """
+        if self.rank != 0:
+            return {}
+        module = self.modules[name]
+        named = dict(module.named_parameters(remove_duplicate=False))
+        tensors = module.state_dict()
+        rest = {key: tensors[key] for key, p in module.named_parameters() if not p.requires_grad}
+        rest |= {key: tensor for key, tensor in tensors.items() if key not in named}
+        exact = self._exact(name)
+        return {key: exact.get(key, tensor).detach().to("cpu", copy=True) for key, tensor in rest.items()}
+
+    def weights(self, name: str) -> dict[str, Tensor]:
+        """Return what a checkpoint keeps of the module, whole, on the CPU of the first process: masters and `frozen`."""
+        return self.gather(name, self.masters(name)) | self.frozen(name)
+
+    def state(self, name: str) -> dict[str, Tensor]:
+        """Return the optimizer's state, whole, on the CPU of the first process; the others get none.
+
+        Names are those of the optimizer: "exp_avg.<parameter>", "exp_avg_sq.<parameter>", "step.<parameter>"; fp16
+        adds "loss_scale" and "growth", ZeRO "reduce_order".
+        """
+        result: dict[str, Tensor | None] = {}
+        for key in self._trainable[name]:
+            owner = self._owner(name, key)
+            for field, value in self.optimizers[name].state.get(owner, {}).items():
+                if not isinstance(value, Tensor):
+                    continue
+                if field != "step" and value.shape == owner.shape:
+                    result[f"{field}.{key}"] = self._join(name, key, value)
+                else:
+                    result[f"{field}.{key}"] = value.detach().to("cpu", copy=True)
+        result |= self._scales[name].state() | self._extra_state(name)
+        return {key: value for key, value in result.items() if value is not None} if self.rank == 0 else {}
+
+    @torch.no_grad()
+    def load(
+        self, name: str, weights: Mapping[str, Tensor], optimizer_state: Mapping[str, Tensor] | None = None
+    ) -> None:
+        """Restore masters, working weights and optimizer, from whole tensors that every process passes.
+
+        Args:
+            name: Which module.
+            weights: As `weights` gives them. All trainable parameters; frozen ones and buffers that are not among them
+                keep their values.
+            optimizer_state: As `state` gives it, of any plugin. None leaves the optimizer as it is.
+
+        Raises:
+            ValueError: Names or shapes are not those of the module.
+        """
+        self._check_weights(name, weights)
+        tensors = dict(self.modules[name].named_parameters()) | dict(self.modules[name].named_buffers())
+        exact = self._exact(name)
+        for key, value in weights.items():
+            tensors[key].copy_(value)
+            if key in self._trainable[name]:
+                owner = self._owner(name, key)
+                if owner is not tensors[key]:
+                    owner.copy_(self._cut(name, key, value))
+            elif key in exact:
+                exact[key] = value.detach().to("cpu", copy=True)
+        self.zero_grad(name)
+        if optimizer_state is not None:
+            self._load_optimizer(name, optimizer_state)
+
+    @abstractmethod
+    def zero_grad(self, name: str) -> None:
+        """Drop the gradients of the module `name`."""
+
+    def _check_weights(self, name: str, weights: Mapping[str, Tensor]) -> None:
+        module = self.modules[name]
+        shapes = {key: t.shape for key, t in (*module.named_parameters(), *module.named_buffers())}
+        for word, keys in (
+            ("missing", [key for key in self._trainable[name] if key not in weights]),
+            ("unknown", [key for key in weights if key not in shapes]),
+            (
+                "of another shape",
+                [key for key, t in weights.items() if key in shapes and t.shape != shapes[key]],
+            ),
+        ):
+            if keys:
+                raise ValueError(
+                    f"weights of {name!r}: {len(keys)} {word}, such as {', '.join(keys[:3])}. A checkpoint fits the model "
+                    "it was made with: compare its config with this one's."
+                )
+
+    def _load_optimizer(self, name: str, state: Mapping[str, Tensor]) -> None:
+        optimizer = self.optimizers[name]
+        self._scales[name].load(state)
+        state = {key: value for key, value in state.items() if key not in ("loss_scale", "growth")}
+        state = self._take_extra_state(name, state)
+        optimizer.state.clear()
+        on_host = not any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
+        for entry, value in state.items():
+            field, _, key = entry.partition(".")
+            if key not in self._trainable[name]:
+                raise ValueError(
+                    f"optimizer state of {name!r}: {entry!r} belongs to no trainable parameter. Continue with the same "
+                    "model, `freeze` and `train_only`, or load the weights alone."
+                )
+            if field != "step" and value.shape == self._trainable[name][key].shape:
+                piece = self._cut(name, key, value)
+            else:
+                piece = value.detach().to("cpu" if on_host else self.device, copy=True)
+            optimizer.state[self._owner(name, key)][field] = piece
+
+    def _place(self, module: nn.Module) -> None:
+        """Move a module to the device, and give all processes the weights of the first."""
+        module.to(self.device)
+        if self.world_size > 1:
+            for tensor in (*module.parameters(), *module.buffers()):
+                dist.broadcast(tensor.detach(), 0)
+
+    def _backward(self, loss: Tensor, name: str) -> None:
+        loss.backward(inputs=list(self._trainable[name].values()))
+
+    def _exact(self, name: str) -> dict[str, Tensor]:
+        """Frozen parameters that the module holds only rounded."""
+        return {}
+
+    def _extra_state(self, name: str) -> dict[str, Tensor]:
+        return {}
+
+    def _take_extra_state(self, name: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Use what `_extra_state` of any engine gave, and return the rest."""
+        state.pop("reduce_order", None)
+        return state
+
+    @abstractmethod
+    def _update(self, name: str) -> None: ...
+
+    @abstractmethod
+    def _owner(self, name: str, key: str) -> Tensor:
+        """Return the tensor that the optimizer updates."""
+
+    @abstractmethod
+    def _join(self, name: str, key: str, piece: Tensor) -> Tensor | None:
+        """Return the whole tensor on the CPU of the first process, None on the others."""
+
+    @abstractmethod
+    def _cut(self, name: str, key: str, whole: Tensor) -> Tensor:
+        """Return this process's piece of a whole tensor: a float32 copy on its device."""
+
+
+class TorchEngine(Engine):
+    """Plain torch: one process, or several that hold everything and average gradients.
+
+    Args:
+        modules: See `Engine`.
+        optimizers: See `Engine`.
+        dtype: See `Engine`.
+        device: See `Engine`.
+        grad_clip: See `Engine`.
+        reduce_bucket_mib: Gradients reduced at once, in MiB.
+    """
+
+    def __init__(
+        self,
+        modules: Mapping[str, nn.Module],
+        optimizers: Mapping[str, Optimizer],
+        dtype: torch.dtype,
+        device: torch.device,
+        grad_clip: float = 0.0,
+        reduce_bucket_mib: float = 40.0,
+    ) -> None:
+        super().__init__(modules, optimizers, dtype, device, grad_clip)
+        for name, module in self.modules.items():
+            for parameter in self._trainable[name].values():
+                parameter.data = parameter.data.float()
+            self._place(module)
+            wrapped = _data_parallel(module, device, reduce_bucket_mib) if self.world_size > 1 else module
+            self._forward[name] = wrapped if dtype == torch.float32 else Autocast(wrapped, device, dtype)
+
+    def no_sync(self, name: str) -> AbstractContextManager[None]:
+        """Add up gradients here, without the other processes. See `Engine.no_sync`."""
+        forward = self._forward[name]
+        wrapped = forward.module if isinstance(forward, Autocast) else forward
+        return wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) else nullcontext()
+
+    def gradients(self, name: str) -> dict[str, Tensor]:
+        """Return the gradients, whole on every process. See `Engine.gradients`."""
+        return {key: p.grad for key, p in self._trainable[name].items() if p.grad is not None}
+
+    def zero_grad(self, name: str) -> None:
+        """Drop the gradients. See `Engine.zero_grad`."""
+        for parameter in self._trainable[name].values():
+            parameter.grad = None
+        self._norms.pop(name, None)
+
+    def _update(self, name: str) -> None:
+        self.optimizers[name].step()
+
+    def _owner(self, name: str, key: str) -> Tensor:
+        return self._trainable[name][key]
+
+    def _join(self, name: str, key: str, piece: Tensor) -> Tensor | None:
+        return piece.detach().to("cpu", copy=True) if self.rank == 0 else None
+
+    def _cut(self, name: str, key: str, whole: Tensor) -> Tensor:
+        return whole.to(self.device, torch.float32, copy=True)
+
+
+def build_engine(
+    plugin: str | None,
+    dtype: str,
+    modules: Mapping[str, nn.Module],
+    optimizers: Mapping[str, Optimizer],
+    *,
+    grad_clip: float = 0.0,
+    reduce_bucket_mib: float = 40.0,
+    device: str | torch.device | None = None,
+) -> Engine:
+    """Build the engine of a run; `init_distributed` comes first. Modules move to the device.
+
+    Args:
+        plugin: "none" or None, "ddp", "zero1" or "zero2".
+        dtype: "bf16", "fp16" or "fp32".
+        modules: The networks that are trained, by name. ZeRO casts their weights in place.
+        optimizers: For each module a torch optimizer over its trainable parameters. ZeRO replaces the parameters in
+            its groups by pieces; learning rates are still set in `param_groups`.
+        grad_clip: Norm that `clip` uses when it is given none; 0 does not clip.
+        reduce_bucket_mib: Gradients reduced at once, in MiB.
+        device: Where this process computes; None takes what `init_distributed` chose.
+
+    Raises:
+        ValueError: A choice is unknown, modules and optimizers do not fit, or the plugin cannot serve the processes.
+        ImportError: The plugin needs ColossalAI and it cannot be imported.
+    """
+    plugin = "none" if plugin is None else plugin
+    if plugin not in PLUGINS:
+        raise ValueError(f"plugin={plugin!r}: use one of {', '.join(PLUGINS)}.")
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype={dtype!r}: use one of {', '.join(DTYPES)}.")
+    if modules.keys() != optimizers.keys():
+        raise ValueError(
+            f"modules {sorted(modules)} and optimizers {sorted(optimizers)}: give each module one optimizer."
+        )
+    processes = dist.get_world_size() if dist.is_initialized() else 1
+    if plugin == "none" and processes > 1:
+        raise ValueError(
+            f"plugin='none' with {processes} processes: each would train its own model. Use plugin='ddp' or plugin='zero2'."
+        )
+    place = parallel_state().device if device is None else torch.device(device)
+    if plugin in ("none", "ddp"):
+        return TorchEngine(modules, optimizers, DTYPES[dtype], place, grad_clip, reduce_bucket_mib)
+
+    from opensora.acceleration.booster import ColossalEngine
+
+    return ColossalEngine(
+        modules,
+        optimizers,
+        DTYPES[dtype],
+        place,
+        grad_clip,
+        reduce_bucket_mib,
+        stage=int(plugin.removeprefix("zero")),
+    )
+
+
+def _data_parallel(module: nn.Module, device: torch.device, bucket_mib: float) -> DistributedDataParallel:
+    # torch 2.13 renames the first.
+    names = inspect.signature(DistributedDataParallel).parameters
+    buffers = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
+    return DistributedDataParallel(
+        module,
+        **{buffers: False},  # nothing here changes a buffer on one process alone
+        device_ids=[device] if device.type == "cuda" else None,
+        find_unused_parameters=True,  # images may skip temporal layers, batches without a condition its embedder
+        gradient_as_bucket_view=True,
+        bucket_cap_mb=bucket_mib,
+    )
+
+
+def _trainable(name: str, module: nn.Module, optimizer: Optimizer) -> dict[str, nn.Parameter]:
+    """Return the trainable parameters by name, after a check that the optimizer has all of them and no others."""
+    named = {key: p for key, p in module.named_parameters() if p.requires_grad}
+    owned = {id(p) for group in optimizer.param_groups for p in group["params"] if p.requires_grad}
+    absent = [key for key, p in named.items() if id(p) not in owned]
+    if absent or not named or len(owned) != len(named):
+        raise ValueError(
+            f"optimizer of {name!r}: it holds {len(owned)} trainable parameters, the module has {len(named)}"
+            f"{', such as ' + absent[0] if absent else ''}. Build it from the module's parameters that require gradients."
+        )
+    return named

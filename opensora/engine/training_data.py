@@ -1,0 +1,110 @@
+"""TrainingData: the plan of each epoch and the batches of this process."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from opensora.acceleration.parallel import all_equal, parallel_state
+from opensora.datasets.loader import build_buckets, build_dataloader
+from opensora.datasets.samplers import BucketSampler, EpochPlan, Planner
+from opensora.registry import DATASETS, build, fill_in
+
+
+class TrainingData:
+    """Read the table, plan epochs, and hand out each step's batches.
+
+    Args:
+        cfg: `dataset`, `bucket_config`, `batch_size`, `batches_per_step`, `accumulation_steps`,
+            `num_workers`, `prefetch_factor`, `seed`.
+        batches_per_step: Batches of a step over all processes, of a run that is continued; None takes the
+            config's.
+
+    Raises:
+        ValueError: The table, the buckets and the number of processes do not make a plan; says what to
+            change.
+        FileNotFoundError: There is no such table.
+    """
+
+    def __init__(self, cfg: Mapping[str, Any], batches_per_step: int | None = None) -> None:
+        processes = parallel_state()
+        self.world_size = processes.data_size
+        per_step = batches_per_step or cfg["batches_per_step"] or self.world_size * cfg["accumulation_steps"]
+        if per_step % self.world_size:
+            raise ValueError(
+                f"batches_per_step={per_step} cannot be shared by {self.world_size} processes; start as many "
+                f"processes as divide it, or set batches_per_step to a multiple of {self.world_size}."
+            )
+        self.accumulation = per_step // self.world_size
+        self.dataset = build(DATASETS, fill_in(DATASETS, cfg["dataset"], seed=cfg["seed"]))
+        self.planner = Planner(
+            self.dataset.manifest.fingerprint,
+            self.dataset.sizes(),
+            build_buckets(self.dataset, cfg["bucket_config"], cfg["batch_size"]),
+            per_step,
+            cfg["seed"],
+            self.dataset.frame_interval,
+        )
+        self.sampler = BucketSampler(self.planner, processes.data_rank, self.world_size)
+        self._check_plan()
+        self.loader = build_dataloader(
+            self.dataset, self.sampler, cfg["num_workers"], cfg["prefetch_factor"], processes.device
+        )
+
+    @property
+    def plan(self) -> EpochPlan:
+        """The plan of the current epoch."""
+        return self.sampler.plan
+
+    def steps(self, epoch: int) -> int:
+        """Return the optimizer steps of an epoch; those of later epochs differ by what is carried over."""
+        return self.plan.num_steps
+
+    def batches(self, epoch: int, start_step: int) -> Iterator[list[dict[str, Any]]]:
+        """Yield for each step from `start_step` on the batches of this process."""
+        while self.plan.epoch < epoch:
+            self.sampler.next_epoch()
+        if self.plan.epoch != epoch:
+            raise ValueError(f"epoch {epoch} lies behind epoch {self.plan.epoch}, which has been planned.")
+        self._check_plan()
+        self.sampler.start_step = start_step
+        batches = iter(self.loader)
+        for _ in range(start_step, self.plan.num_steps):
+            yield [next(batches) for _ in range(self.accumulation)]
+
+    def state(self) -> dict[str, Any]:
+        """Return the plan's hash and the rows that it carries, as JSON."""
+        return {
+            "key": self.plan.key,
+            "hash": self.plan.hash,
+            "epoch": self.plan.epoch,
+            "batches_per_step": self.plan.batches_per_step,
+            "carried": self.plan.carried.tolist(),
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Plan the saved epoch again.
+
+        Raises:
+            ValueError: The table, the buckets or the seed changed since.
+        """
+        carried = np.array(state["carried"], dtype=np.int64).reshape(-1, 2)
+        plan = self.planner.plan(state["epoch"], carried)
+        if plan.hash != state["hash"]:
+            raise ValueError(
+                f"the checkpoint was trained on another plan (hash {state['hash']}, now {plan.hash}): the "
+                f"table, "
+                f"bucket_config, frame_interval, batches_per_step or seed changed. Restore them to continue "
+                f"exactly, "
+                f"or set start_from_scratch=True to keep the weights and begin at epoch 0."
+            )
+        self.sampler.set_plan(plan)
+
+    def _check_plan(self) -> None:
+        if not all_equal(self.plan.hash):
+            raise RuntimeError(
+                f"processes planned epoch {self.plan.epoch} differently (this one: {self.plan.hash}); they "
+                f"must read "
+                f"the same table and config. Look for a table that is being written, or files that differ by "
+                f"machine."
+            )

@@ -1,0 +1,24 @@
+"""Copy the values of configs/_base_ into the package, which uses them when it is installed without configs/.
+
+python scripts/update_config_defaults.py
+"""
+
+import pprint
+from pathlib import Path
+
+from mmengine.config import Config
+
+from opensora.utils.config import plain, write_text
+from opensora.utils.config_defaults import DEFAULTS
+
+
+def main() -> None:
+    """Write opensora/utils/config_defaults.txt."""
+    files = sorted((Path(__file__).parents[1] / "configs" / "_base_").glob("*.py"))
+    values = {file.stem: plain(Config.fromfile(file)) for file in files}
+    head = "# Values of configs/_base_, written by scripts/update_config_defaults.py\n"
+    write_text(head + pprint.pformat(values, width=110, sort_dicts=False) + "\n", DEFAULTS)
+
+
+if __name__ == "__main__":
+    main()

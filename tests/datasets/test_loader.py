@@ -1,0 +1,116 @@
+"""Batches: keys and types, and that workers, processes and interruptions change nothing."""
+
+import pytest
+import torch
+
+from opensora.datasets.buckets import Buckets
+from opensora.datasets.loader import build_buckets, build_dataloader, collate
+from opensora.datasets.samplers import BucketSampler, Planner
+from opensora.datasets.video import VideoDataset
+
+
+@pytest.fixture
+def make_loader(write_clip, write_picture, write_table, tmp_path, monkeypatch):
+    """Return a function that builds a dataset of 12 clips and 6 images, and its loader."""
+    monkeypatch.setattr("opensora.datasets.buckets.MIN_AREA", 0.0)  # small clips, to be fast
+    lines = [f"{write_clip(f'{i}.mp4', 20 + i, 48, 64)},clip {i},{20 + i},48,64" for i in range(12)]
+    lines += [f"{write_picture(f'{i}.png', i, 64, 48)},image {i},1,64,48" for i in range(6)]
+    table = write_table("path,text,num_frames,height,width", *lines)
+
+    def make(num_workers=0, rank=0, ranks=1, batches_per_step=2, bad=None):
+        if bad:
+            (tmp_path / bad).write_bytes(b"nothing")
+        dataset = VideoDataset(table, seed=5)
+        buckets = Buckets({"144p": {1: (1.0, 3), 8: (1.0, 2)}})
+        planner = Planner(dataset.manifest.fingerprint, dataset.sizes(), buckets, batches_per_step, seed=5)
+        sampler = BucketSampler(planner, rank, ranks)
+        return build_dataloader(dataset, sampler, num_workers), sampler
+
+    return make
+
+
+def same(one, two):
+    if len(one) != len(two):
+        return False
+    return all(
+        a.keys() == b.keys()
+        and all(torch.equal(a[k], b[k]) if torch.is_tensor(a[k]) else a[k] == b[k] for k in a)
+        for a, b in zip(one, two, strict=True)
+    )
+
+
+def test_keys_of_a_batch(make_loader):
+    loader, sampler = make_loader()
+    batches = list(loader)
+    assert len(batches) == len(loader) == len(sampler) == 8
+    for batch in batches:
+        size, images = len(batch["text"]), int(batch["num_frames"][0]) == 1
+        assert size == (3 if images else 2)
+        assert batch["video"].shape[:3] == (size, 3, 1 if images else 8)
+        assert batch["video"].shape[3:] == (int(batch["height"][0]), int(batch["width"][0]))
+        for key in ("fps", "num_frames", "height", "width"):
+            assert (batch[key].dtype, batch[key].shape) == (torch.float32, (size,))
+        for key in ("sample", "epoch"):
+            assert (batch[key].dtype, batch[key].shape) == (torch.int64, (size,))
+        assert batch["replaced"] == 0
+        assert {text.split()[0] for text in batch["text"]} == {"image" if images else "clip"}
+
+
+def test_workers_change_nothing(make_loader):
+    loader, sampler = make_loader(bad="3.mp4")
+    expected = list(loader)
+    assert sum(batch["replaced"] for batch in expected) == 1
+    sampler.next_epoch()
+    after = list(loader)
+    assert not same(expected, after)
+    for num_workers in (1, 2):
+        loader, sampler = make_loader(num_workers, bad="3.mp4")
+        assert same(list(loader), expected)
+        sampler.next_epoch()
+        assert same(list(loader), after)  # the same workers see the next epoch
+
+
+def test_resuming_equals_going_on(make_loader):
+    loader, sampler = make_loader()
+    whole = list(loader)
+    resumed, other = make_loader()
+    other.set_plan(sampler.plan, start_step=2)
+    assert same(list(resumed), whole[4:])
+
+
+def test_processes_share_the_same_batches(make_loader):
+    def samples(ranks):
+        parts = [list(make_loader(0, rank, ranks, 4)[0]) for rank in range(ranks)]
+        share = 4 // ranks
+        steps = len(parts[0]) // share
+        return [
+            sorted(tuple(b["sample"].tolist()) for part in parts for b in part[s * share : (s + 1) * share])
+            for s in range(steps)
+        ]
+
+    assert samples(1) == samples(2) == samples(4)
+
+
+def test_labels_and_replaced_are_joined():
+    sample = dict(video=torch.zeros(3, 1, 2, 2), label=4, fps=8.0, replaced=1)
+    batch = collate([sample, {**sample, "replaced": 0}])
+    assert batch["label"].tolist() == [4, 4] and batch["label"].dtype == torch.int64
+    assert batch["replaced"] == 1
+
+
+def test_bad_files_are_replaced_by_their_bucket(make_loader):
+    batches = list(make_loader(bad="3.mp4")[0])
+    assert sum(batch["replaced"] for batch in batches) == 1
+    assert all("clip 3" not in batch["text"] for batch in batches)
+
+
+def test_one_size_or_buckets(write_clip, write_table):
+    table = write_table("path,num_frames,height,width", f"{write_clip()},30,48,64")
+    config = {"144p": {1: (1.0, 3)}}
+    fixed, free = VideoDataset(table, num_frames=8, image_size=(24, 32)), VideoDataset(table)
+    assert build_buckets(fixed, None, 2).shapes[0][2:] == (8, 24, 32, 2)
+    assert len(build_buckets(free, config)) == 1
+    with pytest.raises(ValueError, match="set the three to None"):
+        build_buckets(free, config, 2)
+    with pytest.raises(ValueError, match="give all three, or a bucket_config"):
+        build_buckets(free, None, 2)

@@ -1,0 +1,260 @@
+"""Plans of epochs: what holds for every table, every config and every number of processes."""
+
+import numpy as np
+import pytest
+
+from opensora.datasets.buckets import Buckets, ClipIndex
+from opensora.datasets.samplers import BucketSampler, EpochPlan, Planner, make_plan
+
+STAGE = {  # of a published training: images and clips of five lengths
+    "360p": {1: (1.0, 60), 49: (1.0, 5), 65: (1.0, 3), 81: (1.0, 3), 97: (1.0, 2), 113: (1.0, 2)},
+}
+
+
+def table(seed, count, lengths=(1, 1, 16, 17, 40, 51, 60)):
+    rng = np.random.default_rng(seed)
+    sides = [(144, 256), (256, 144), (360, 640), (480, 480), (720, 1280)]
+    height, width = np.array(sides)[rng.integers(0, len(sides), count)].T
+    return rng.choice(lengths, count), height, width
+
+
+def random_config(rng):
+    config = {}
+    for resolution in rng.choice(["144p", "240p", "360p", "720p"], rng.integers(1, 4), replace=False):
+        lengths = rng.choice([1, 16, 17, 51], rng.integers(1, 4), replace=False)
+        config[str(resolution)] = {
+            int(frames): (float(rng.choice([0.3, 0.8, 1.0])), int(rng.integers(1, 7))) for frames in lengths
+        }
+    return config
+
+
+def rows_of(plan):
+    return [clip.row for number in range(len(plan.sizes)) for clip in plan.batch(number)]
+
+
+@pytest.mark.parametrize("case", range(200))
+def test_rules_hold_for_random_runs(case):
+    rng = np.random.default_rng(case)
+    columns = table(case, int(rng.integers(20, 300)))
+    ranks = int(rng.choice([1, 2, 3, 4]))
+    buckets = Buckets(random_config(rng))
+    planner = Planner("table", columns, buckets, ranks * int(rng.integers(1, 3)), case)
+    taken = {}
+    try:
+        plan = planner.plan(0)
+    except ValueError as error:
+        assert "no training step can be filled" in str(error)
+        return
+    batch_sizes = {shape[2:5]: set() for shape in buckets.shapes}
+    for shape in buckets.shapes:
+        batch_sizes[shape[2:5]].add(shape.batch_size)
+    carried = set()
+    for epoch in range(3):
+        parts = [list(BucketSampler(planner, rank, ranks, plan)) for rank in range(ranks)]
+        # Every process has as many batches, all of them full and of one shape.
+        assert {len(part) for part in parts} == {plan.num_steps * planner.batches_per_step // ranks}
+        for part in parts:
+            for batch in part:
+                (shape,) = {clip[1:4] for clip in batch}
+                assert len(batch) in batch_sizes[shape]
+                assert {clip.epoch for clip in batch} == {epoch}
+        # Every clip that the draws took, or that was left over before, is in exactly one place.
+        used = [clip.row for part in parts for batch in part for clip in batch]
+        left = plan.carry[:, 0].tolist()
+        taken = set(np.flatnonzero(buckets.assign(*columns, case, epoch).shape >= 0).tolist())
+        assert sorted(used + left) == sorted(taken | carried)
+        assert sorted(used) == sorted(rows_of(plan))
+        # Less than one batch of a shape is left, besides the batches that fill no step.
+        tails = np.bincount(plan.carry[:, 1], minlength=len(buckets.shapes))
+        whole = sum(int(n) // s.batch_size for n, s in zip(tails, buckets.shapes, strict=True))
+        assert whole < planner.batches_per_step
+        carried = set(left)
+        try:
+            plan = planner.plan(epoch + 1, plan.carry)
+        except ValueError:
+            return
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_processes_only_share_out(ranks):
+    planner = Planner("table", table(0, 400), Buckets(random_config(np.random.default_rng(5))), 4, 1)
+    whole = planner.plan(0)
+    parts = [list(BucketSampler(planner, rank, ranks)) for rank in range(ranks)]
+    share = 4 // ranks
+    for step in range(whole.num_steps):
+        found = [batch for part in parts for batch in part[step * share : (step + 1) * share]]
+        assert sorted(found) == sorted(whole.step(step))
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_resuming_is_an_offset(ranks, tmp_path):
+    def planner():
+        return Planner("table", table(1, 300), Buckets({"144p": {1: (0.5, 3), 16: (0.7, 2)}}), 2, 9)
+
+    sampler = BucketSampler(planner(), ranks - 1, ranks)
+    sampler.next_epoch()
+    whole = list(sampler)
+    sampler.plan.save(tmp_path / "plan.npz")
+    fresh = planner()
+    start = sampler.plan.num_steps // 2
+    resumed = BucketSampler(fresh, ranks - 1, ranks, fresh.load(tmp_path / "plan.npz"), start)
+    assert list(resumed) == whole[start * 2 // ranks :]
+    assert len(resumed) == len(list(resumed))
+    resumed.next_epoch()
+    sampler.next_epoch()
+    assert resumed.plan.hash == sampler.plan.hash
+    assert resumed.plan.carried.size > 0
+
+
+def test_a_plan_is_a_function_of_its_inputs():
+    columns, buckets = table(2, 300), Buckets({"144p": {1: (0.5, 3), 16: (0.7, 2)}})
+    base = make_plan("table", columns, buckets, 2, 9, 0)
+    assert make_plan("table", columns, buckets, 2, 9, 0).hash == base.hash
+    other_rows = tuple(column.copy() for column in columns)
+    other_rows[0][0] += 40
+    changes = [
+        make_plan("other", columns, buckets, 2, 9, 0),
+        make_plan("table", columns, Buckets({"144p": {1: (0.5, 3), 16: (0.7, 4)}}), 2, 9, 0),
+        make_plan("table", columns, buckets, 1, 9, 0),
+        make_plan("table", columns, buckets, 2, 8, 0),
+        make_plan("table", columns, buckets, 2, 9, 1),
+        make_plan("table", columns, buckets, 2, 9, 0, base.carry),
+        make_plan("table", columns, buckets, 2, 9, 0, frame_interval=2),
+    ]
+    assert len({plan.hash for plan in changes} | {base.hash}) == len(changes) + 1
+
+
+def test_what_is_left_over_goes_first():
+    """Seven clips, batches of five: the two that are left come in the next epoch, whatever the draws."""
+    columns = (np.full(7, 20), np.full(7, 144), np.full(7, 256))
+    planner = Planner("table", columns, Buckets({"144p": {16: (1.0, 5)}}), 1, 0)
+    plan = planner.plan(0)
+    for epoch in range(1, 5):
+        left = plan.carry[:, 0].tolist()
+        assert len(left) == 2
+        plan = planner.plan(epoch, plan.carry)
+        assert plan.batch(0)[:2] == [ClipIndex(row, 16, 144, 256, epoch) for row in left]
+
+
+def test_left_over_clips_keep_their_bucket():
+    """They were drawn once; a second draw would lose some of them."""
+    columns = table(4, 200)
+    planner = Planner("table", columns, Buckets({"144p": {1: (0.2, 8), 16: (0.2, 8)}}), 1, 0)
+    plan = planner.plan(0)
+    assert len(plan.carry)
+    after = planner.plan(1, plan.carry)
+    left = set(after.carry[:, 0].tolist())
+    assert set(plan.carry[:, 0].tolist()) <= set(rows_of(after)) | left
+
+
+def test_steps_cost_the_same_on_all_processes():
+    columns = table(3, 6000, lengths=(1, 1, 1, 1, 1, 1, 1, 1, 49, 65, 81, 97, 113))
+    plan = make_plan("table", columns, Buckets(STAGE), 8, 0, 0)
+    costs = plan.costs.reshape(-1, 8)
+    ratio = costs.max(1) / costs.mean(1)
+    assert ratio.mean() < 1.05
+    shuffled = np.random.default_rng(0).permutation(plan.costs).reshape(-1, 8)
+    assert (shuffled.max(1) / shuffled.mean(1)).mean() > 1.15
+
+
+def test_orders_are_random():
+    columns = (np.full(400, 20), np.full(400, 144), np.full(400, 256))
+    planner = Planner("table", columns, Buckets({"144p": {16: (1.0, 4)}}), 2, 0)
+    one, two = (np.array(rows_of(planner.plan(epoch))) for epoch in (0, 1))
+    assert not np.array_equal(one, two)
+    assert abs(np.corrcoef(np.arange(400), one)[0, 1]) < 0.15
+    assert abs(np.corrcoef(one, two)[0, 1]) < 0.15
+
+
+def test_saved_plans(tmp_path):
+    planner = Planner("table", table(1, 300), Buckets({"144p": {1: (1.0, 3)}}), 2, 9)
+    plan = planner.plan(0)
+    path = tmp_path / "plan.npz"
+    plan.save(path)
+    assert EpochPlan.load(path).hash == plan.hash == planner.load(path).hash
+    assert EpochPlan.load(path).counts == plan.counts
+    assert [p.name for p in tmp_path.iterdir()] == ["plan.npz"]
+    other = Planner("table", table(1, 300), Buckets({"144p": {1: (1.0, 4)}}), 2, 9)
+    with pytest.raises(ValueError, match="made from another table, bucket_config"):
+        other.load(path)
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(ValueError, match="delete it"):
+        EpochPlan.load(path)
+    with pytest.raises(FileNotFoundError, match="no such plan"):
+        EpochPlan.load(tmp_path / "none.npz")
+
+
+def test_wrong_numbers():
+    planner = Planner("table", table(1, 300), Buckets({"144p": {1: (1.0, 3)}}), 6, 9)
+    with pytest.raises(ValueError, match="not a multiple of the 4 processes; use 4 or 8"):
+        BucketSampler(planner, 0, 4)
+    with pytest.raises(ValueError, match="ranks go from 0"):
+        BucketSampler(planner, 2, 2)
+    with pytest.raises(ValueError, match="start_step=999"):
+        BucketSampler(planner, 0, 2, start_step=999)
+    with pytest.raises(ValueError, match="at least one batch"):
+        make_plan("table", planner.columns, planner.buckets, 0, 0, 0)
+    with pytest.raises(ValueError, match="another table or bucket_config"):
+        planner.plan(1, np.array([[500, 0]]))
+
+
+def test_stand_ins_have_the_same_shape():
+    planner = Planner("table", table(1, 300), Buckets({"144p": {1: (0.5, 3), 16: (0.5, 2)}}), 1, 9)
+    clip = planner.plan(0).batch(0)[0]
+    rows = planner.same_shape(clip)
+    assigned = planner.buckets.assign(*planner.columns, 9, 0).shape
+    assert clip.row in rows
+    assert {planner.buckets.shapes[n][2:5] for n in assigned[rows]} == {clip[1:4]}
+    assert len(planner.same_shape(clip._replace(epoch=1))) > 0
+
+
+EMPTY_PLANS = [
+    # length, height, width, rows, config, batches per step, what the error says
+    (
+        49,
+        360,
+        640,
+        3,
+        {"360p": {49: (1.0, 5)}},
+        1,
+        r"3 in buckets, but too few(.|\n)*has 3 clips for batches of 5",
+    ),
+    (49, 360, 640, 3, {"360p": {49: (1.0, 5)}}, 1, r"\['360p'\]\[49\] to 3, or add 2 such clips"),
+    (49, 360, 640, 10, {"360p": {49: (1.0, 5)}}, 8, "2 full batches(.|\n)*Set batches_per_step=2"),
+    (
+        30,
+        360,
+        640,
+        10,
+        {"360p": {49: (1.0, 5)}},
+        1,
+        r"10 too short(.|\n)*has 30 frames; .* 49(.|\n)*length of 30 or less",
+    ),
+    (
+        49,
+        100,
+        100,
+        10,
+        {"360p": {49: (1.0, 5)}},
+        1,
+        "10 too small(.|\n)*10000 pixels, 360p needs 0.8 of its 230400",
+    ),
+    (49, 360, 640, 10, {"360p": {49: (0.0, 5)}}, 1, "10 probability(.|\n)*raise them"),
+    (1, 360, 640, 10, {"360p": {49: (1.0, 5)}}, 1, r"10 no bucket for images(.|\n)*add 1: \(1.0, BATCH\)"),
+    (30, 360, 640, 10, {"360p": {1: (1.0, 5)}}, 1, r"10 no bucket for videos(.|\n)*add 30: \(1.0, BATCH\)"),
+    (1, 360, 640, 0, {"360p": {1: (1.0, 5)}}, 1, "The table is empty"),
+]
+
+
+@pytest.mark.parametrize("length, height, width, rows, config, n, message", EMPTY_PLANS)
+def test_no_step_is_an_error_with_a_remedy(length, height, width, rows, config, n, message):
+    columns = tuple(np.full(rows, value) for value in (length, height, width))
+    with pytest.raises(ValueError, match=message):
+        make_plan("table", columns, Buckets(config), n, 0, 0)
+
+
+def test_the_remedies_work():
+    """What the errors above propose gives a step."""
+    columns = tuple(np.full(3, value) for value in (30, 360, 640))
+    for config, n in [({"360p": {30: (1.0, 3)}}, 1), ({"360p": {30: (1.0, 1)}}, 3)]:
+        assert make_plan("table", columns, Buckets(config), n, 0, 0).num_steps == 1

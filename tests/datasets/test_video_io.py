@@ -1,0 +1,245 @@
+"""Reading by exact frame number, probing and writing."""
+
+import struct
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from opensora.datasets import video_io
+from opensora.datasets.video_io import (
+    ClipError,
+    clip_fps,
+    contact_sheet,
+    probe,
+    read_clip,
+    read_image,
+    to_uint8,
+    write_image,
+    write_video,
+)
+
+B_FRAMES = {"bf": "2", "preset": "veryfast"}
+OPEN_GOP = {"bf": "2", "preset": "veryfast", "x264-params": "open-gop=1:scenecut=0"}
+
+
+def numbers(frames, read_number):
+    return [read_number(frame) for frame in frames.numpy()]
+
+
+@pytest.mark.parametrize("options", [{}, B_FRAMES, OPEN_GOP], ids=["ip", "b-frames", "open-gop"])
+@pytest.mark.parametrize("wanted", [[0], [39], [11, 12, 13], [3, 20, 37], [30, 5, 5], list(range(40))])
+def test_frames_are_exact(write_clip, read_number, options, wanted):
+    path = write_clip(num_frames=40, gop=8, options=options)
+    assert numbers(read_clip(path, wanted), read_number) == wanted
+
+
+@pytest.mark.parametrize("name", ["clip.mp4", "clip.mkv", "clip.avi", "clip.mov"])
+def test_containers(write_clip, read_number, name):
+    path = write_clip(name, num_frames=30, options=B_FRAMES if name != "clip.avi" else {"bf": "0"})
+    assert probe(path)[:3] == (30, 48, 64)
+    assert numbers(read_clip(path, [0, 13, 29]), read_number) == [0, 13, 29]
+
+
+def test_variable_rate_counts_frames_not_time(write_clip, read_number):
+    times = np.cumsum([10 if i % 3 else 250 for i in range(30)]).tolist()
+    path = write_clip(num_frames=30, times=times)
+    assert probe(path).num_frames == 30
+    assert numbers(read_clip(path, [4, 17, 29]), read_number) == [4, 17, 29]
+
+
+def test_odd_sizes(write_clip, read_number):
+    path = write_clip(height=47, width=65)
+    assert probe(path)[:3] == (30, 47, 65)
+    assert read_clip(path, [7]).shape == (1, 47, 65, 3)
+    assert numbers(read_clip(path, [7]), read_number) == [7]
+
+
+def test_rotation_is_applied(write_clip, read_number):
+    """The matrix of the track header says: turn by a quarter to the right."""
+    path = write_clip(height=48, width=96)
+    upright = read_clip(path, [5])
+    content = bytearray(Path(path).read_bytes())
+    start = content.index(b"tkhd") + 4 + 4 + 20 + 16
+    content[start : start + 36] = struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, 48 << 16, 0, 1 << 30)
+    Path(path).write_bytes(content)
+    assert probe(path)[1:3] == (96, 48)
+    assert torch.equal(read_clip(path, [5])[0], torch.rot90(upright[0], k=-1, dims=(0, 1)))
+
+
+def test_only_needed_frames_are_decoded(write_clip, monkeypatch):
+    path = write_clip(num_frames=120, gop=10)
+    decoded = []
+    decode = video_io._decode
+
+    def counting(*args):
+        for frame in decode(*args):
+            decoded.append(frame.pts)
+            yield frame
+
+    monkeypatch.setattr(video_io, "_decode", counting)
+    read_clip(path, [52, 54])
+    assert len(decoded) <= 6  # from the key frame 50 to frame 54, and at most one beyond
+    decoded.clear()
+    read_clip(path, [2, 111])
+    assert len(decoded) <= 6  # two runs, each from its own key frame
+
+
+def test_files_without_times_are_counted(write_clip, read_number, monkeypatch):
+    path = write_clip(num_frames=30)
+    monkeypatch.setattr(video_io, "_indices", type(video_io._indices)())
+    index = video_io._make_index(path)
+    monkeypatch.setattr(
+        video_io, "_make_index", lambda path: video_io._Index(index.pts, [], False, index.fps)
+    )
+    assert probe(path).num_frames == 30
+    assert numbers(read_clip(path, [3, 21]), read_number) == [3, 21]
+    with pytest.raises(ClipError, match="frame 30 was asked, the file has 30"):
+        read_clip(path, [30])
+
+
+def test_an_index_that_lies_falls_back(write_clip, read_number, monkeypatch):
+    """Times that the decoder never gives lead to decoding from the start, not to wrong frames."""
+    path = write_clip(num_frames=30, gop=10)
+    monkeypatch.setattr(video_io, "_indices", type(video_io._indices)())
+    index = video_io._make_index(path)
+    wrong = video_io._Index(index.pts + 1, index.keys, True, index.fps)
+    monkeypatch.setattr(video_io, "_make_index", lambda path: wrong)
+    assert numbers(read_clip(path, [3, 21]), read_number) == [3, 21]
+
+
+def test_index_is_cached_and_bounded(write_clip, monkeypatch):
+    monkeypatch.setattr(video_io, "_indices", type(video_io._indices)())
+    made = []
+    make = video_io._make_index
+    monkeypatch.setattr(video_io, "_make_index", lambda path: made.append(path) or make(path))
+    path = write_clip(num_frames=20)
+    for _ in range(3):
+        read_clip(path, [1])
+    assert len(made) == 1
+    write_clip(num_frames=25)  # the same path, another file
+    assert probe(path).num_frames == 25
+    monkeypatch.setattr(video_io, "_CACHED_FRAMES", 50)
+    for i in range(5):
+        probe(write_clip(f"{i}.mp4", num_frames=20))
+    assert len(video_io._indices) == 2
+
+
+def test_errors_name_file_and_remedy(write_clip, tmp_path):
+    path = write_clip(num_frames=20)
+    with pytest.raises(ClipError, match=r"clip.mp4: frame 20 was asked, the file has 20. Correct num_frames"):
+        read_clip(path, [20])
+    with pytest.raises(ValueError, match="from 0"):
+        read_clip(path, [-1])
+    with pytest.raises(ClipError, match=r"no.mp4: no such file. Correct the column path"):
+        read_clip(str(tmp_path / "no.mp4"), [0])
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    (tmp_path / "text.mp4").write_text("no video")
+    (tmp_path / "text.png").write_text("no image")
+    (tmp_path / "clip.xyz").write_text("")
+    for name in ("empty.mp4", "text.mp4"):
+        with pytest.raises(ClipError, match=f"{name}: cannot be read .* remove it from the table"):
+            read_clip(str(tmp_path / name), [0])
+    with pytest.raises(ClipError, match="text.png"):
+        read_image(str(tmp_path / "text.png"))
+    with pytest.raises(ClipError, match=r"unknown extension. Videos are .mp4"):
+        probe(str(tmp_path / "clip.xyz"))
+
+
+def test_sound_alone_is_no_video(tmp_path):
+    path = str(tmp_path / "sound.mp4")
+    with av.open(path, "w") as container:
+        stream = container.add_stream("aac", rate=16000)
+        frame = av.AudioFrame.from_ndarray(
+            np.zeros((1, 1024), dtype=np.float32), format="fltp", layout="mono"
+        )
+        frame.sample_rate = 16000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    with pytest.raises(ClipError, match="no video stream"):
+        read_clip(path, [0])
+
+
+@pytest.mark.parametrize("name", ["cut.mp4", "cut.mkv"])
+def test_truncated_file(write_clip, tmp_path, name):
+    content = Path(write_clip(f"whole{name[3:]}", num_frames=60)).read_bytes()
+    (tmp_path / name).write_bytes(content[: len(content) // 2])
+    with pytest.raises(ClipError, match=name):
+        read_clip(str(tmp_path / name), list(range(60)))
+
+
+def test_image(write_picture, read_number, tmp_path):
+    path = write_picture(number=77)
+    assert probe(path) == (1, 48, 64, 120.0)
+    assert read_image(path).shape == (1, 48, 64, 3)
+    assert numbers(read_image(path), read_number) == [77]
+    turned = tmp_path / "turned.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by a quarter to the right
+    image = Image.open(path)
+    image.save(turned, exif=exif, quality=100, subsampling=0)
+    assert probe(str(turned))[1:3] == (64, 48)
+    expected = np.asarray(image.transpose(Image.Transpose.ROTATE_270)).astype(int)
+    assert np.abs(read_image(str(turned))[0].numpy() - expected).max() < 10
+    image.convert("L").save(tmp_path / "gray.png")
+    assert read_image(str(tmp_path / "gray.png")).shape == (1, 48, 64, 3)
+
+
+def test_written_video_comes_back(tmp_path):
+    t = torch.linspace(-1, 1, 12)[:, None, None] * torch.ones(12, 33, 45)
+    video = torch.stack([t, -t, t * 0.5])
+    path = write_video(video, tmp_path / "new" / "out.mp4", fps=29.97)
+    assert probe(str(path))[:3] == (12, 34, 46)
+    assert clip_fps(str(path)) == pytest.approx(29.97)
+    frames = read_clip(str(path), range(12))
+    assert (frames[:, :33, :45].float() - to_uint8(video).float()).abs().max() < 8
+    assert (frames[:, 33].float() - frames[:, 32].float()).abs().max() < 4  # the padding repeats the edge
+    assert [p.name for p in path.parent.iterdir()] == ["out.mp4"]
+
+
+def test_failed_write_leaves_nothing(tmp_path, monkeypatch):
+    write_video(torch.zeros(3, 2, 16, 16), tmp_path / "out.mp4", 8)
+    before = (tmp_path / "out.mp4").read_bytes()
+
+    def broken(*args, **kwargs):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(video_io.np, "pad", broken)
+    with pytest.raises(OSError, match="disk full"):
+        write_video(torch.ones(3, 2, 16, 16), tmp_path / "out.mp4", 8)
+    assert [p.name for p in tmp_path.iterdir()] == ["out.mp4"]
+    assert (tmp_path / "out.mp4").read_bytes() == before
+
+
+def test_write_refuses(tmp_path):
+    video = torch.zeros(3, 2, 16, 16)
+    with pytest.raises(ValueError, match="written as .mp4"):
+        write_video(video, tmp_path / "out.avi", 8)
+    with pytest.raises(ValueError, match="above 0"):
+        write_video(video, tmp_path / "out.mp4", 0)
+    with pytest.raises(ValueError, match=r"expected \[3, T, H, W\]"):
+        write_video(video[None], tmp_path / "out.mp4", 8)
+    video[0, 0, 0, 0] = float("nan")
+    with pytest.raises(ValueError, match="not finite"):
+        write_video(video, tmp_path / "out.mp4", 8)
+
+
+def test_bytes_round_trip():
+    video = torch.arange(256).float().div(127.5).sub(1).expand(3, 1, 1, 256)
+    assert torch.equal(to_uint8(video)[0, 0, :, 0], torch.arange(256, dtype=torch.uint8))
+
+
+def test_images_and_sheets(tmp_path):
+    path = write_image(torch.full((3, 8, 6), 0.5), tmp_path / "one.png")
+    assert read_image(str(path)).unique().tolist() == [191]
+    video = torch.linspace(-1, 1, 9)[None, :, None, None].expand(3, 9, 40, 50)
+    sheet = read_image(str(contact_sheet(video, tmp_path / "sheet.png", columns=3, rows=2)))[0]
+    assert sheet.shape == (80, 150, 3)
+    # Frames 0, 2, 3, 5, 6, 8 of 9: below the numbers, each cell has its frame's gray.
+    gray = [int(sheet[40 * r + 30, 50 * c + 30, 0]) for r in range(2) for c in range(3)]
+    assert gray == to_uint8(video)[[0, 2, 3, 5, 6, 8], 0, 0, 0].tolist()
+    with pytest.raises(ValueError, match="suffixes"):
+        contact_sheet(video, tmp_path / "sheet.mp4")
