@@ -2,6 +2,8 @@
 
 seed = 42  # with the number of the prompt and of the sample it names the noise
 dtype = "bf16"  # of model and vae: "bf16", "fp16" or "fp32"
+device = "auto"  # "auto" takes a GPU where there is one; "cpu" or "cuda" insist
+ema = True  # of a run folder given as weights, take the averaged weights where there are some
 attention_backend = "auto"  # "auto", "math", "sdpa" or "flash"; auto takes the fastest that is exact
 sp_size = 1  # processes that share one video
 verbose = 1  # 0 is silent, 1 a bar over prompts, 2 also over steps

@@ -5,6 +5,7 @@ dtype = "bf16"  # of computation: "bf16", "fp16" or "fp32"; weights and optimize
 attention_backend = "auto"  # "auto", "math", "sdpa" or "flash"; auto takes the fastest that is exact
 
 # Processes
+device = "auto"  # "auto" takes GPUs where there are some; "cpu" or "cuda" insist
 plugin = "zero2"  # None (one process), "ddp", "zero1", "zero2", "zero1-seq" or "zero2-seq"
 sp_size = 1  # processes that share one sequence; above 1 needs a plugin with -seq
 reduce_bucket_size_in_m = 20  # ZeRO: gradients reduced at once, in millions of numbers
@@ -41,6 +42,11 @@ log_every = 10  # steps between lines of the log
 ckpt_every = 500  # steps between checkpoints; 0 saves at the end only
 ckpt_keep = 0  # checkpoints that stay, the latest ones; 0 keeps all
 validate_every = 0  # steps between validations; 0 never validates
+validation = dict(
+    num_batches=1,  # batches of the first epoch that are measured, always the same
+    num_times=10,  # times at which the loss is measured, evenly spaced
+    sample=True,  # also save a sample for the first caption, in samples/ of the run folder
+)
 patience = 20  # steps in a row that may be skipped, because numbers are not finite, before the run stops
 wandb = False  # also log to Weights & Biases (sends numbers to its server)
 tensorboard = False  # also write TensorBoard files

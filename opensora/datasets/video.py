@@ -44,7 +44,7 @@ class VideoDataset(Dataset):
         replaced: Files of this process that were replaced.
 
     Raises:
-        FileNotFoundError: There is no such table, or the files of its first rows are missing.
+        FileNotFoundError: There is no such table.
         ValueError: An argument or the table is wrong.
     """
 

@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from opensora.engine.checkpoint import list_checkpoints, weights_file
 from opensora.registry import CONDITIONS, LOADING_KEYS, MODELS, SCHEDULERS, bind, build, fill_in
 from opensora.schedulers.guidance import Guidance
 
@@ -51,8 +53,9 @@ def build_components(cfg: Mapping[str, Any]) -> Components:
         "text_encoder": build(MODELS, _part(cfg, "text_encoder")),
         "guidance": Guidance(**guidance) if isinstance(guidance, Mapping) else guidance,
     }
-    vae_cfg = _part(cfg, "vae")
-    model_cfg = _part(cfg, "model")
+    averaged = cfg["ema"] if "ema" in cfg else True
+    vae_cfg = _resolve_run(_part(cfg, "vae"), "vae", averaged)
+    model_cfg = _resolve_run(_part(cfg, "model"), "model", averaged)
     if isinstance(model_cfg, Mapping):
         model_cfg = _complete_model(model_cfg, _latent_channels(vae_cfg), small["text_encoder"])
     return Components(vae=build(MODELS, vae_cfg), model=build(MODELS, model_cfg), **small)
@@ -71,6 +74,14 @@ def parse_dtype(name: str) -> torch.dtype:
 
 def _part(cfg: Mapping[str, Any], name: str) -> Any:
     return cfg[name] if name in cfg else None
+
+
+def _resolve_run(part: Any, name: str, averaged: bool) -> Any:
+    """Turn a run or checkpoint folder in `from_pretrained` into the weights file in it."""
+    path = part["from_pretrained"] if isinstance(part, Mapping) and "from_pretrained" in part else None
+    if path is None or not (list_checkpoints(Path(path)) or (Path(path) / "state.json").exists()):
+        return part
+    return {**part, "from_pretrained": str(weights_file(path, name, averaged))}
 
 
 def _latent_channels(vae: Any) -> int | None:

@@ -9,7 +9,6 @@ import torch
 from opensora.acceleration.parallel import init_distributed
 from opensora.datasets.resolutions import image_size
 from opensora.engine.build import parse_dtype
-from opensora.engine.checkpoint import list_checkpoints, weights_file
 from opensora.engine.generation import choose_length, generate
 from opensora.engine.latent_diffusion import LatentDiffusion
 from opensora.engine.prompts import make_requests, read_prompts
@@ -63,28 +62,9 @@ def infer(cfg: Mapping[str, Any]) -> list[Path]:
     requests = make_requests(cfg, tuple(size), length)
 
     device = init_distributed(None if cfg["device"] == "auto" else cfg["device"]).device
-    cfg = {
-        **cfg,
-        "model": resolve_run(cfg["model"], "model", cfg["ema"]),
-        "vae": resolve_run(cfg["vae"], "vae", cfg["ema"]),
-    }
     diffusion = LatentDiffusion.from_config(cfg)
     diffusion.model.to(device, dtype).eval().requires_grad_(False)
     diffusion.place(device, dtype)
     set_attention_backend(diffusion.model, cfg["attention_backend"])
     get_logger().info("%d to make: %d frames of %d x %d", len(requests), length, *size)
     return list(generate(diffusion, requests, cfg))
-
-
-def resolve_run(component: Mapping[str, Any], name: str, ema: bool) -> dict[str, Any]:
-    """Turn a run or checkpoint folder in `from_pretrained` into its weights file.
-
-    Args:
-        component: Config with `from_pretrained`.
-        name: Name of the module in checkpoints.
-        ema: Whether averaged weights are taken where there are some.
-    """
-    path = component["from_pretrained"] if "from_pretrained" in component else None
-    if path is None or not (list_checkpoints(Path(path)) or (Path(path) / "state.json").exists()):
-        return dict(component)
-    return {**component, "from_pretrained": str(weights_file(path, name, ema))}

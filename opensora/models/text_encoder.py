@@ -101,6 +101,11 @@ class TextEncoder(nn.Module):
 
     def _location(self) -> str:
         """Return the folder or hub name of the model."""
+        if self.from_pretrained is None:
+            raise ValueError(
+                f"{type(self).__name__} from_pretrained=None: name the folder of its weights with "
+                "--text_encoder.from_pretrained; docs/weights.md says which files it holds."
+            )
         return str(self.from_pretrained)
 
     def _token_ids(self, texts: Sequence[str]) -> list[list[int]]:

@@ -1,6 +1,6 @@
 """Tables: what is read, and how wrong ones are refused."""
 
-import pickle
+import copy
 
 import numpy as np
 import pandas as pd
@@ -16,7 +16,7 @@ def test_strings_are_kept_as_bytes():
     column = Strings(texts)
     assert list(column) == texts
     assert list(Strings.join([column, Strings([]), Strings(["b"])])) == [*texts, "b"]
-    assert list(pickle.loads(pickle.dumps(column))) == texts
+    assert list(copy.deepcopy(column)) == texts
     with pytest.raises(IndexError, match="rows 0 to 3"):
         column[4]
 
@@ -96,7 +96,8 @@ def test_errors_count_rows_over_pieces(write_table, monkeypatch):
     lines = [f"{i}.mp4,t,{0 if i in (4, 7) else 5},8,8" for i in range(10)]
     with pytest.raises(ValueError, match=r"2 cells are wrong(.|\n)*row 4: column num_frames(.|\n)*row 7"):
         read_manifest(write_table(HEADER, *lines))
-    good = read_manifest(write_table(HEADER, *(line.replace(",0,", ",5,") for line in lines)))
+    lines = [line.replace(",0,", ",5,") for line in lines]
+    good = read_manifest(write_table(HEADER, *lines))
     assert list(good.path) == [f"{i}.mp4" for i in range(10)]
     monkeypatch.undo()
     assert (

@@ -136,6 +136,18 @@ def test_what_is_left_over_goes_first():
         assert plan.batch(0)[:2] == [ClipIndex(row, 16, 144, 256, epoch) for row in left]
 
 
+def test_left_over_batches_are_not_left_over_again():
+    """Five batches, two per step: the one that fills no step is in the next epoch."""
+    columns = (np.full(20, 20), np.full(20, 144), np.full(20, 256))
+    planner = Planner("table", columns, Buckets({"144p": {16: (1.0, 4)}}), 2, 0)
+    plan = planner.plan(0)
+    for epoch in range(1, 8):
+        left = set(plan.carry[:, 0].tolist())
+        assert len(left) == 4
+        plan = planner.plan(epoch, plan.carry)
+        assert left <= set(rows_of(plan))
+
+
 def test_left_over_clips_keep_their_bucket():
     """They were drawn once; a second draw would lose some of them."""
     columns = table(4, 200)
@@ -208,49 +220,26 @@ def test_stand_ins_have_the_same_shape():
     assert len(planner.same_shape(clip._replace(epoch=1))) > 0
 
 
+VIDEOS, NEVER, IMAGES = {49: (1.0, 5)}, {49: (0.0, 5)}, {1: (1.0, 5)}
 EMPTY_PLANS = [
-    # length, height, width, rows, config, batches per step, what the error says
-    (
-        49,
-        360,
-        640,
-        3,
-        {"360p": {49: (1.0, 5)}},
-        1,
-        r"3 in buckets, but too few(.|\n)*has 3 clips for batches of 5",
-    ),
-    (49, 360, 640, 3, {"360p": {49: (1.0, 5)}}, 1, r"\['360p'\]\[49\] to 3, or add 2 such clips"),
-    (49, 360, 640, 10, {"360p": {49: (1.0, 5)}}, 8, "2 full batches(.|\n)*Set batches_per_step=2"),
-    (
-        30,
-        360,
-        640,
-        10,
-        {"360p": {49: (1.0, 5)}},
-        1,
-        r"10 too short(.|\n)*has 30 frames; .* 49(.|\n)*length of 30 or less",
-    ),
-    (
-        49,
-        100,
-        100,
-        10,
-        {"360p": {49: (1.0, 5)}},
-        1,
-        "10 too small(.|\n)*10000 pixels, 360p needs 0.8 of its 230400",
-    ),
-    (49, 360, 640, 10, {"360p": {49: (0.0, 5)}}, 1, "10 probability(.|\n)*raise them"),
-    (1, 360, 640, 10, {"360p": {49: (1.0, 5)}}, 1, r"10 no bucket for images(.|\n)*add 1: \(1.0, BATCH\)"),
-    (30, 360, 640, 10, {"360p": {1: (1.0, 5)}}, 1, r"10 no bucket for videos(.|\n)*add 30: \(1.0, BATCH\)"),
-    (1, 360, 640, 0, {"360p": {1: (1.0, 5)}}, 1, "The table is empty"),
+    # length, height, width, rows, lengths of 360p, batches per step, what the error says
+    (49, 360, 640, 3, VIDEOS, 1, r"3 in buckets, but too few(.|\n)*has 3 clips for batches of 5"),
+    (49, 360, 640, 3, VIDEOS, 1, r"\['360p'\]\[49\] to 3, or add 2 such clips"),
+    (49, 360, 640, 10, VIDEOS, 8, "2 full batches(.|\n)*Set batches_per_step=2"),
+    (30, 360, 640, 10, VIDEOS, 1, r"10 too short(.|\n)*has 30 frames; .* 49(.|\n)*length of 30 or less"),
+    (49, 100, 100, 10, VIDEOS, 1, "10 too small(.|\n)*10000 pixels, 360p needs 0.8 of its 230400"),
+    (49, 360, 640, 10, NEVER, 1, "10 probability(.|\n)*raise them"),
+    (1, 360, 640, 10, VIDEOS, 1, r"10 no bucket for images(.|\n)*add 1: \(1.0, BATCH\)"),
+    (30, 360, 640, 10, IMAGES, 1, r"10 no bucket for videos(.|\n)*add 30: \(1.0, BATCH\)"),
+    (1, 360, 640, 0, IMAGES, 1, "The table is empty"),
 ]
 
 
-@pytest.mark.parametrize("length, height, width, rows, config, n, message", EMPTY_PLANS)
-def test_no_step_is_an_error_with_a_remedy(length, height, width, rows, config, n, message):
+@pytest.mark.parametrize("length, height, width, rows, lengths, n, message", EMPTY_PLANS)
+def test_no_step_is_an_error_with_a_remedy(length, height, width, rows, lengths, n, message):
     columns = tuple(np.full(rows, value) for value in (length, height, width))
     with pytest.raises(ValueError, match=message):
-        make_plan("table", columns, Buckets(config), n, 0, 0)
+        make_plan("table", columns, Buckets({"360p": lengths}), n, 0, 0)
 
 
 def test_the_remedies_work():

