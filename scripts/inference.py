@@ -6,6 +6,8 @@
 --ckpt-path takes a run folder (its newest averaged weights), a weights file or folder, or a hub id.
 """
 
+import sys
+
 from opensora.utils.config import read_command_line
 
 

@@ -1,32 +1,33 @@
 """Inference: every key of making videos from prompts."""
 
-seed = 42  # with the number of the prompt and of the sample it names the noise
+seed = 42  # with the prompt and the number of the sample it names the noise
 dtype = "bf16"  # of model and vae: "bf16", "fp16" or "fp32"
 device = "auto"  # "auto" takes a GPU where there is one; "cpu" or "cuda" insist
 ema = True  # of a run folder given as weights, take the averaged weights where there are some
 attention_backend = "auto"  # "auto", "math", "sdpa" or "flash"; auto takes the fastest that is exact
 sp_size = 1  # processes that share one video
-verbose = 1  # 0 is silent, 1 a bar over prompts, 2 also over steps
+verbose = 1  # 0 is silent, 1 logs a line every ten seconds, 2 every step
 
 # What
 prompt = None  # list of prompts; several words after --prompt are several prompts
 prompt_path = None  # or a file: .txt with a prompt per line, or .csv with a column `text`
-start_index = 0  # first prompt of the file, and first number of a saved file
+start_index = 0  # first prompt of the file, from 0, and number of the first saved file
 end_index = None  # prompt of the file to stop before; None is the last
 csv_reference_column_name = None  # column of the .csv that holds reference paths
-neg_prompt = None  # list of negative prompts, one per prompt
+neg_prompt = None  # list of negative prompts: one for all, or one per prompt; None is the null caption
+clean_prompts = False  # lower case, no markup: as released weights read prompts; own training does not clean
 num_sample = 1  # videos per prompt
-batch_size = 1  # prompts at once
+batch_size = 1  # videos at once on a GPU; a CPU makes one after the other
 
 # Size
 resolution = "240p"  # name of a resolution, see docs/config.md
 aspect_ratio = "9:16"  # height:width; 9:16 is landscape
 image_size = None  # (height, width) in pixels; wins over resolution and aspect_ratio
 num_frames = 51  # frames, or a name such as "4s", cut to the longest length that the vae gives back
-seconds = None  # duration instead of num_frames, rounded to a length that the vae gives back
+seconds = None  # duration of the file instead of num_frames, rounded to what the vae gives back
 fps = 24  # frames per second that the model is asked for
 frame_interval = 1  # frames of the asked rate per saved frame
-save_fps = None  # frames per second of the file; None is fps // frame_interval
+save_fps = None  # frames per second of the file; None is fps / frame_interval
 
 # Long videos
 loop = 1  # clips that continue each other
@@ -45,6 +46,7 @@ cond_type = (
 aes = None  # aesthetic score, a number or a word
 flow = None  # motion score, a number or a word
 camera_motion = None  # such as "pan left"
+score_format = "words"  # of aes and flow: "words" as 1.3 learned, "numbers" as 1.2 did
 llm_refine = False  # let a language model rewrite prompts (sends them to its server)
 
 # Files

@@ -23,5 +23,7 @@ guidance.scales.text.update(scale=7.0)
 
 save_fps = 24
 align = 5
+clean_prompts = True
 aes = 6.5
+score_format = "numbers"
 save_dir = "./samples/samples/"

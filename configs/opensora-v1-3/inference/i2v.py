@@ -27,6 +27,7 @@ guidance.scales.frames.update(oscillate_from=10, ramp_from=1.0)
 guidance.scales.text.update(oscillate_from=10)
 condition_dropout = {}
 
+clean_prompts = True
 resolution = "360p"
 num_frames = 113
 cond_type = "i2v_head"

@@ -26,6 +26,7 @@ guidance.update(rescale=0.7)
 guidance.scales.pop("frames")
 guidance.scales.text.update(oscillate_from=10)
 
+clean_prompts = True
 resolution = "720p"
 num_frames = 113
 save_dir = "./samples/samples/"

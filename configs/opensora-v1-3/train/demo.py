@@ -1,4 +1,4 @@
-"""A tiny STDiT3 on the real clips of the demo: 17 frames, 48 x 48, minutes on two CPU cores.
+"""A tiny STDiT3 on the real clips of the demo: 17 frames, 32 x 32, minutes on two CPU cores.
 
     torchrun --nproc_per_node 2 scripts/train.py configs/opensora-v1-3/train/demo.py \\
         --data-path outputs/demo/clips.csv --vae.from_pretrained outputs/demo/vae
@@ -16,14 +16,14 @@ with read_base():
     from ..._base_.video import *
     from ..._base_.video_vae import *
 
-dataset.update(num_frames=17, image_size=(48, 48))
+dataset.update(num_frames=17, image_size=(32, 32))
 batch_size = 4
 batches_per_step = 2  # 1 or 2 processes: the same training
 num_workers = 0
 vae.update(
     latent_channels=8,
     channels=32,
-    channel_multipliers=(1, 2, 2, 2),
+    channel_multipliers=(1, 1, 2, 2),
     num_res_blocks=1,
     micro_frame_size=None,
     temporal_overlap=False,
@@ -33,13 +33,14 @@ vae.update(
 text_encoder.update(max_length=32)
 model.update(
     type="STDiT3",
+    patch_size=(1, 1, 1),
     hidden_size=192,
     depth=4,
     num_heads=4,
     window_size=(-1, 2, 2),
     shift_window=True,
     spatial_rope=True,
-    input_sq_size=48,
+    input_sq_size=32,
     pred_sigma=False,
     final_layer="once",
 )

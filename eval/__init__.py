@@ -1,0 +1,1 @@
+"""Evaluation: folders of videos to numbers."""

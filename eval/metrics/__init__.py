@@ -1,0 +1,1 @@
+"""Metrics: plain functions and small classes on videos."""
