@@ -80,7 +80,9 @@ class LatentDiffusion:
             self.text_encoder.to(device)
 
     @torch.no_grad()
-    def encode(self, batch: Mapping[str, Any], draws: Any = None) -> tuple[Tensor | None, dict[str, Tensor]]:
+    def encode(
+        self, batch: Mapping[str, Any], draws: Any = None, given: set[str] | None = None
+    ) -> tuple[Tensor | None, dict[str, Tensor]]:
         """Turn a batch into latents and the inputs of the conditions.
 
         What is encoded already is left as it is: `latents`, `text_features`, `negative`.
@@ -88,6 +90,7 @@ class LatentDiffusion:
         Args:
             batch: Keys of `opensora.datasets`; for negative prompts also `negative_text`.
             draws: Random numbers of the samples; training passes them, sampling does not.
+            given: Names of conditions; those that the batch has nothing for are taken out of it.
 
         Returns:
             Latents [B, Z, T, H, W], or None without a video; and `cond`: every tensor has B rows, `fps`,
@@ -113,9 +116,11 @@ class LatentDiffusion:
         z = batch.get("latents")
         z = None if z is None else z.to(self.device)
         cond: dict[str, Tensor] = {}
-        for condition in conditions.values():
-            cond |= condition.prepare(batch, z, draws)
-        cond = {key: value.to(self.device) for key, value in cond.items()}
+        for name, condition in conditions.items():
+            inputs = condition.prepare(batch, z, draws)
+            cond |= {key: value.to(self.device) for key, value in inputs.items()}
+            if not inputs and given is not None:
+                given.discard(name)
         cond |= {key: torch.as_tensor(batch[key], dtype=torch.float32).cpu() for key in SIZES if key in batch}
         return z, cond
 
@@ -143,7 +148,7 @@ class LatentDiffusion:
 
     @torch.no_grad()
     def evaluate(self, batch: Mapping[str, Any], num_times: int, draws: Draws) -> dict[str, float]:
-        """Return the mean loss of a batch at fixed times, evenly spaced inside (0, 1), without drops or masks."""
+        """Return a batch's mean loss at fixed times, evenly spaced in (0, 1), without drops or masks."""
         z, cond = self.encode(batch, draws)
         values = {}
         for i in range(1, num_times + 1):
@@ -186,7 +191,11 @@ class LatentDiffusion:
         Returns:
             float32 latents. Shape [B, Z, T, H, W].
         """
-        _, cond = self.encode(batch)
+        given = set(self.model.conditions)
+        _, cond = self.encode(batch, given=given)
+        guidance = (
+            Guidance({}) if self.guidance is None else self.guidance.only(given, set(self.model.conditions))
+        )
         length, height, width = (int(cond[name][0]) for name in ("num_frames", "height", "width"))
         shape = (len(draws), self.vae.latent_channels, *self.vae.latent_shape(length, height, width))
         noise = draws.normal("noise", 0, shape).to(self.device)
@@ -194,7 +203,7 @@ class LatentDiffusion:
             self.model,
             noise,
             cond,
-            self.guidance if self.guidance is not None else Guidance({}),
+            guidance,
             known=known,
             frame_mask=frame_mask,
             draws=draws,

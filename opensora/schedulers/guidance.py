@@ -71,6 +71,25 @@ class Guidance:
         self.rescale = rescale
         self.dynamic_threshold = dynamic_threshold
 
+    def only(self, given: set[str], known: set[str]) -> "Guidance":
+        """Return the guidance without scales of conditions that a batch has nothing for.
+
+        Args:
+            given: Names of conditions that the batch has inputs for.
+            known: Names of all conditions of the network.
+
+        Raises:
+            ValueError: A scale names no condition of the network.
+        """
+        unknown = [name for name in self.scales if name not in known]
+        if unknown:
+            raise ValueError(
+                f"guidance.scales names {', '.join(unknown)}; the model has the conditions "
+                f"{', '.join(sorted(known)) or 'none'}. Rename or remove the scale."
+            )
+        scales = {name: scale for name, scale in self.scales.items() if name in given}
+        return Guidance(scales, self.rescale, self.dynamic_threshold)
+
     def __call__(
         self,
         model: Callable[..., Tensor],
