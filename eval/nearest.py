@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from eval.metrics.perceptual import PerceptualDistance
-from opensora.datasets.video_io import probe, read_clip
+from opensora.datasets.video_io import ClipError, probe, read_clip
 
 
 def main() -> None:
@@ -28,7 +28,11 @@ def main() -> None:
         parser.error(
             f"{len(args.generated)} generated clips and {len(args.references)} groups; give as many of each"
         )
-    print(json.dumps(nearest(args.generated, args.references), indent=1))
+    try:
+        found = nearest(args.generated, args.references)
+    except ClipError as error:
+        parser.error(str(error))
+    print(json.dumps(found, indent=1))
 
 
 @torch.no_grad()
@@ -38,6 +42,14 @@ def nearest(generated: list[str], references: list[list[str]]) -> dict[str, obje
     Args:
         generated: Paths of clips, one per group.
         references: Paths of the groups' clips.
+
+    Returns:
+        How many clips are nearest to their own group, of how many; each clip's distance to its group over the
+        distance of noise to it; and the distances, a row per clip and a column per group.
+
+    Raises:
+        ClipError: A clip cannot be read.
+        ImportError: See `PerceptualDistance`.
     """
     distance = PerceptualDistance()
     groups = [[read(path) for path in paths] for paths in references]

@@ -11,7 +11,6 @@ import csv
 import importlib.util
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -154,14 +153,21 @@ def latent_statistics(folder: Path, table: Path) -> list[str]:
 
 def kill_once(command: list[str], run_folder: Path) -> None:
     """Start a training run and kill it and all its processes soon after its first checkpoint."""
+    import psutil
+
     if (run_folder / "checkpoints").exists():
         return
-    process = subprocess.Popen(command, env=environment(), start_new_session=True)
+    process = subprocess.Popen(command, env=environment())
     while process.poll() is None and not list(run_folder.glob("checkpoints/epoch*")):
         time.sleep(0.5)
     time.sleep(2)
     if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
+        launcher = psutil.Process(process.pid)
+        for victim in (
+            *launcher.children(recursive=True),
+            launcher,
+        ):  # torchrun's workers outlive it otherwise
+            victim.kill()
         say("killed")
     process.wait()
     if not list(run_folder.glob("checkpoints/epoch*")):
@@ -206,7 +212,8 @@ def draw(folder: Path, samples: list[Path]) -> None:
         clips = [read_clip(str(p), range(0, LENGTH, 4)).permute(3, 1, 0, 2).flatten(2) for p in pair]
         gap = torch.full((3, SIDE, 8), 255, dtype=torch.uint8)
         rows.append(torch.cat((clips[0], gap, clips[1]), dim=2))
-    write_image(torch.cat(rows, dim=1) / 127.5 - 1, folder / "demo.png")
+    sheet = torch.cat(rows, dim=1).repeat_interleave(4, 1).repeat_interleave(4, 2)
+    write_image(sheet / 127.5 - 1, folder / "demo.png")
 
 
 if __name__ == "__main__":

@@ -6,18 +6,18 @@
 --ckpt-path takes a run folder (its newest averaged weights), a weights file or folder, or a hub id.
 """
 
-import sys
-
 from opensora.utils.config import read_command_line
+from opensora.utils.user_errors import one_line_errors
 
 
 def main() -> None:
-    """Read the command line and generate."""
+    """Read the command line and generate; end with one line and status 2 where something is wrong."""
     cfg = read_command_line(__doc__)
 
-    from opensora.engine.inference import infer
+    with one_line_errors():
+        from opensora.engine.inference import infer
 
-    infer(cfg)
+        infer(cfg)
 
 
 if __name__ == "__main__":

@@ -9,17 +9,19 @@
 import sys
 
 from opensora.utils.config import read_command_line
+from opensora.utils.user_errors import one_line_errors
 
 
 def main() -> None:
-    """Read the command line and train."""
+    """Read the command line and train; end with one line and status 2 where something is wrong."""
     dry_run = "--dry-run" in sys.argv
     cfg = read_command_line(__doc__, [word for word in sys.argv[1:] if word != "--dry-run"])
 
-    from opensora.engine.latent_diffusion import LatentDiffusion
-    from opensora.engine.training import train
+    with one_line_errors():
+        from opensora.engine.latent_diffusion import LatentDiffusion
+        from opensora.engine.training import train
 
-    train(cfg, LatentDiffusion.from_config, dry_run)
+        train(cfg, LatentDiffusion.from_config, dry_run)
 
 
 if __name__ == "__main__":

@@ -48,7 +48,12 @@ class PerceptualDistance(nn.Module):
 
         Returns:
             The distance, 0 for equal clips; a scalar.
+
+        Raises:
+            ValueError: The shapes differ.
         """
+        if a.shape != b.shape:
+            raise ValueError(f"clips of shape {tuple(a.shape)} and {tuple(b.shape)}: bring them to one size.")
         total = torch.zeros(())
         for x, y in zip(self._features(a), self._features(b), strict=True):
             x, y = F.normalize(x, dim=1), F.normalize(y, dim=1)

@@ -19,9 +19,12 @@ from torch.optim import Optimizer
 
 from opensora.acceleration.engine import Autocast, Engine
 from opensora.acceleration.host_accelerator import HostAccelerator, HostChecks
+from opensora.acceleration.parallel import join_alone
 from opensora.acceleration.reduction import OrderedReduction
 
-INSTALL = "pip install --no-deps colossalai==0.5.0 && pip install accelerate bitsandbytes diffusers galore-torch peft psutil"
+INSTALL = (
+    "pip install accelerate bitsandbytes galore-torch peft psutil && pip install --no-deps colossalai==0.5.0"
+)
 _PRECISION = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
@@ -34,7 +37,7 @@ class ColossalEngine(Engine):
         dtype: See `Engine`.
         device: See `Engine`.
         grad_clip: See `Engine`.
-        reduce_bucket_mib: Gradients reduced at once, in MiB.
+        reduce_bucket_mib: Gradients reduced at once, in MiB of float32.
         stage: 1 splits optimizer state, 2 also gradients.
 
     Raises:
@@ -50,16 +53,14 @@ class ColossalEngine(Engine):
         dtype: torch.dtype,
         device: torch.device,
         grad_clip: float = 0.0,
-        reduce_bucket_mib: float = 40.0,
+        reduce_bucket_mib: float = 80.0,
         stage: int = 2,
     ) -> None:
         colossal = _import_colossal()
         # ColossalAI calls these names, which torch 2.13 replaces.
         message = r"`torch.distributed.(all_gather_into_tensor|reduce_scatter_tensor)` is deprecated"
         warnings.filterwarnings("ignore", message, FutureWarning)
-        if not dist.is_initialized():  # ZeRO wants a group, even for one process
-            backend = "nccl" if device.type == "cuda" else "gloo"
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        join_alone(device)
         super().__init__(modules, optimizers, dtype, device, grad_clip)
         self.stage = stage
         host = device.type == "cpu"
@@ -74,7 +75,7 @@ class ColossalEngine(Engine):
             plugin=colossal.LowLevelZeroPlugin(stage=stage, precision=_PRECISION[dtype])
         )
         self._model_class = colossal.LowLevelZeroModel
-        self._bucket = max(1, int(reduce_bucket_mib * 2**20 / dtype.itemsize))
+        self._bucket = max(1, int(reduce_bucket_mib * 2**20 / 4))
         self._zero: dict[str, OrderedReduction] = {}
         self._rounded: dict[str, dict[str, Tensor]] = {}
         for name in self.modules:
@@ -179,8 +180,8 @@ def _import_colossal() -> SimpleNamespace:
             from colossalai.zero import LowLevelZeroOptimizer
     except ImportError as error:
         raise ImportError(
-            f"plugin='zero1' and 'zero2' need ColossalAI, which cannot be imported ({error}). Install it with\n"
-            f"    {INSTALL}\nor train with plugin='ddp'."
+            f"plugin='zero1' and 'zero2' need ColossalAI, which cannot be imported ({error}). Install it "
+            f"with `{INSTALL}`, or train with plugin='ddp'."
         ) from error
     finally:
         logging.disable(disabled)

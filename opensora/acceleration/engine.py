@@ -1,8 +1,8 @@
 """Engines: what stands between a training loop and the processes, the precision and the optimizer's memory.
 
-One contract, two implementations. `TorchEngine` is plain torch: plugin "none" (one process) and "ddp" (every process
-holds everything). `ColossalEngine` (`booster.py`) splits optimizer state, and with "zero2" gradients, over the
-processes.
+One contract, two implementations. `TorchEngine` is plain torch: plugin "none" (one process) and "ddp" (every
+process holds everything). `ColossalEngine` (`booster.py`) splits optimizer state, and with "zero2" gradients,
+over the processes.
 
 A step, with `n` micro-batches on this process:
 
@@ -13,20 +13,20 @@ A step, with `n` micro-batches on this process:
     norm = engine.clip("model", max_norm)
     updated = engine.step("model")
 
-**Gradients** are the mean over the processes, so with losses divided by `n` as above the step follows the mean over
-all micro-batches of all processes. `backward(loss, name)` reaches the parameters of `name` only: a loss that runs
-through a second network (a discriminator) leaves no gradient there. A parameter that no process used keeps no
-gradient, and the optimizer skips it; one that some process used is updated on all.
+**Gradients** are the mean over the processes, so with losses divided by `n` as above the step follows the
+mean over all micro-batches of all processes. `backward(loss, name)` reaches the parameters of `name` only: a
+loss that runs through a second network (a discriminator) leaves no gradient there. A parameter that no
+process used keeps no gradient, and the optimizer skips it; one that some process used is updated on all.
 
-**Precision.** The optimizer updates float32 masters, always. A forward pass runs under `torch.autocast` in `dtype`.
-The torch engine keeps the float32 masters in the module; the sharded one keeps weights in `dtype` there, and buffers
-as they were. Gradients of several micro-batches add up in float32, except under `no_sync` of zero1. fp16 scales the
-loss.
+**Precision.** The optimizer updates float32 masters, always. A forward pass runs under `torch.autocast` in
+`dtype`. The torch engine keeps the float32 masters in the module; the sharded one keeps weights in `dtype`
+there, and buffers as they were. Gradients of several micro-batches add up in float32, except under `no_sync`
+of zero1. fp16 scales the loss.
 
-**Pieces.** A process owns a piece of each trainable parameter, float32: all of it, or with ZeRO a slice of the
-flattened and zero-padded tensor. `masters`, `gradients` and optimizer state come in pieces, `gather` joins them on the
-first process, `scatter` cuts whole tensors. What is saved is whole, so any plugin with any number of processes goes
-on from it. Methods that gather must be called by every process.
+**Pieces.** A process owns a piece of each trainable parameter, float32: all of it, or with ZeRO a slice of
+the flattened and zero-padded tensor. `masters`, `gradients` and optimizer state come in pieces, `gather`
+joins them on the first process, `scatter` cuts whole tensors. What is saved is whole, so any plugin with any
+number of processes goes on from it. Methods that gather must be called by every process.
 """
 
 import inspect
@@ -110,9 +110,10 @@ class Engine(ABC):
 
     @abstractmethod
     def no_sync(self, name: str) -> AbstractContextManager[None]:
-        """Return a context whose forward and backward passes are not reduced yet: all micro-batches but the last.
+        """Return a context whose forward and backward passes are not reduced yet.
 
-        zero2 reduces each of them all the same: it has no room for whole gradients.
+        It is for all micro-batches of a step but the last. zero2 reduces each of them all the same: it has no
+        room for whole gradients.
         """
 
     def clip(self, name: str, max_norm: float | None = None) -> float:
@@ -120,10 +121,11 @@ class Engine(ABC):
 
         Args:
             name: Which module.
-            max_norm: Largest norm over all its gradients; 0 only measures, None takes the engine's `grad_clip`.
+            max_norm: Largest norm over all its gradients; 0 only measures, None takes the engine's
+                `grad_clip`.
 
         Returns:
-            The norm before clipping, the same on every process; inf or nan when a gradient is not finite.
+            The norm before clipping, the same on every process; inf when a gradient is not finite.
         """
         limit = self.grad_clip if max_norm is None else max_norm
         grads = list(self.gradients(name).values())
@@ -144,8 +146,8 @@ class Engine(ABC):
         """Update the weights of the module `name`, and drop its gradients.
 
         Returns:
-            Whether it happened. Gradients that are not finite are dropped, and weights and optimizer stay as they
-            are, on every process alike.
+            Whether it happened. Gradients that are not finite are dropped, and weights and optimizer stay as
+            they are, on every process alike.
         """
         if name not in self._norms:
             self.clip(name, 0.0)
@@ -157,7 +159,7 @@ class Engine(ABC):
         return finite
 
     def masters(self, name: str) -> dict[str, Tensor]:
-        """Return this process's float32 pieces of the trainable parameters: the tensors themselves, not copies."""
+        """Return this process's float32 pieces of the trainable parameters; not copies."""
         return {key: self._owner(name, key).detach() for key in self._trainable[name]}
 
     @abstractmethod
@@ -179,13 +181,13 @@ class Engine(ABC):
         return {key: tensor for key, tensor in whole.items() if tensor is not None}
 
     def scatter(self, name: str, whole: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Cut whole tensors, the same on every process, into this process's pieces: float32 copies on its device."""
+        """Cut whole tensors, the same on every process, into this one's pieces: float32 copies there."""
         return {key: self._cut(name, key, tensor.detach()) for key, tensor in whole.items()}
 
     def frozen(self, name: str) -> dict[str, Tensor]:
-        """Return the other tensors of a checkpoint, frozen parameters and buffers, as they were before any cast.
+        """Return the other tensors of a checkpoint: frozen parameters and buffers, as before any cast.
 
-        Copies on the CPU of the first process; the others get none.
+        They are copies on the CPU of the first process; the others get none.
         """
         if self.rank != 0:
             return {}
@@ -198,14 +200,14 @@ class Engine(ABC):
         return {key: exact.get(key, tensor).detach().to("cpu", copy=True) for key, tensor in rest.items()}
 
     def weights(self, name: str) -> dict[str, Tensor]:
-        """Return what a checkpoint keeps of the module, whole, on the CPU of the first process: masters and `frozen`."""
+        """Return masters and `frozen`, whole, on the CPU of the first process: what a checkpoint keeps."""
         return self.gather(name, self.masters(name)) | self.frozen(name)
 
     def state(self, name: str) -> dict[str, Tensor]:
         """Return the optimizer's state, whole, on the CPU of the first process; the others get none.
 
-        Names are those of the optimizer: "exp_avg.<parameter>", "exp_avg_sq.<parameter>", "step.<parameter>"; fp16
-        adds "loss_scale" and "growth", ZeRO "reduce_order".
+        Names are those of the optimizer: "exp_avg.<parameter>", "exp_avg_sq.<parameter>", "step.<parameter>";
+        fp16 adds "loss_scale" and "growth", ZeRO "reduce_order".
         """
         result: dict[str, Tensor | None] = {}
         for key in self._trainable[name]:
@@ -228,8 +230,8 @@ class Engine(ABC):
 
         Args:
             name: Which module.
-            weights: As `weights` gives them. All trainable parameters; frozen ones and buffers that are not among them
-                keep their values.
+            weights: As `weights` gives them. All trainable parameters; frozen ones and buffers that are not
+                among them keep their values.
             optimizer_state: As `state` gives it, of any plugin. None leaves the optimizer as it is.
 
         Raises:
@@ -267,8 +269,8 @@ class Engine(ABC):
         ):
             if keys:
                 raise ValueError(
-                    f"weights of {name!r}: {len(keys)} {word}, such as {', '.join(keys[:3])}. A checkpoint fits the model "
-                    "it was made with: compare its config with this one's."
+                    f"weights of {name!r}: {len(keys)} {word}, such as {', '.join(keys[:3])}. A checkpoint "
+                    "fits the model it was made with: compare its config with this one's."
                 )
 
     def _load_optimizer(self, name: str, state: Mapping[str, Tensor]) -> None:
@@ -282,8 +284,8 @@ class Engine(ABC):
             field, _, key = entry.partition(".")
             if key not in self._trainable[name]:
                 raise ValueError(
-                    f"optimizer state of {name!r}: {entry!r} belongs to no trainable parameter. Continue with the same "
-                    "model, `freeze` and `train_only`, or load the weights alone."
+                    f"optimizer state of {name!r}: {entry!r} belongs to no trainable parameter. Continue "
+                    "with the same model, `freeze` and `train_only`, or load the weights alone."
                 )
             if field != "step" and value.shape == self._trainable[name][key].shape:
                 piece = self._cut(name, key, value)
@@ -338,7 +340,7 @@ class TorchEngine(Engine):
         dtype: See `Engine`.
         device: See `Engine`.
         grad_clip: See `Engine`.
-        reduce_bucket_mib: Gradients reduced at once, in MiB.
+        reduce_bucket_mib: Gradients reduced at once, in MiB of float32.
     """
 
     def __init__(
@@ -348,7 +350,7 @@ class TorchEngine(Engine):
         dtype: torch.dtype,
         device: torch.device,
         grad_clip: float = 0.0,
-        reduce_bucket_mib: float = 40.0,
+        reduce_bucket_mib: float = 80.0,
     ) -> None:
         super().__init__(modules, optimizers, dtype, device, grad_clip)
         for name, module in self.modules.items():
@@ -394,7 +396,7 @@ def build_engine(
     optimizers: Mapping[str, Optimizer],
     *,
     grad_clip: float = 0.0,
-    reduce_bucket_mib: float = 40.0,
+    reduce_bucket_mib: float = 80.0,
     device: str | torch.device | None = None,
 ) -> Engine:
     """Build the engine of a run; `init_distributed` comes first. Modules move to the device.
@@ -403,14 +405,15 @@ def build_engine(
         plugin: "none" or None, "ddp", "zero1" or "zero2".
         dtype: "bf16", "fp16" or "fp32".
         modules: The networks that are trained, by name. ZeRO casts their weights in place.
-        optimizers: For each module a torch optimizer over its trainable parameters. ZeRO replaces the parameters in
-            its groups by pieces; learning rates are still set in `param_groups`.
+        optimizers: For each module a torch optimizer over its trainable parameters. ZeRO replaces the
+            parameters in its groups by pieces; learning rates are still set in `param_groups`.
         grad_clip: Norm that `clip` uses when it is given none; 0 does not clip.
-        reduce_bucket_mib: Gradients reduced at once, in MiB.
+        reduce_bucket_mib: Gradients reduced at once, in MiB of float32.
         device: Where this process computes; None takes what `init_distributed` chose.
 
     Raises:
-        ValueError: A choice is unknown, modules and optimizers do not fit, or the plugin cannot serve the processes.
+        ValueError: A choice is unknown, modules and optimizers do not fit, or the plugin cannot serve the
+            processes.
         ImportError: The plugin needs ColossalAI and it cannot be imported.
     """
     plugin = "none" if plugin is None else plugin
@@ -425,7 +428,8 @@ def build_engine(
     processes = dist.get_world_size() if dist.is_initialized() else 1
     if plugin == "none" and processes > 1:
         raise ValueError(
-            f"plugin='none' with {processes} processes: each would train its own model. Use plugin='ddp' or plugin='zero2'."
+            f"plugin='none' with {processes} processes: each would train its own model. Use plugin='ddp' or "
+            "plugin='zero2'."
         )
     place = parallel_state().device if device is None else torch.device(device)
     if plugin in ("none", "ddp"):
@@ -452,20 +456,21 @@ def _data_parallel(module: nn.Module, device: torch.device, bucket_mib: float) -
         module,
         **{buffers: False},  # nothing here changes a buffer on one process alone
         device_ids=[device] if device.type == "cuda" else None,
-        find_unused_parameters=True,  # images may skip temporal layers, batches without a condition its embedder
+        find_unused_parameters=True,  # an image may skip temporal layers, a batch a condition
         gradient_as_bucket_view=True,
         bucket_cap_mb=bucket_mib,
     )
 
 
 def _trainable(name: str, module: nn.Module, optimizer: Optimizer) -> dict[str, nn.Parameter]:
-    """Return the trainable parameters by name, after a check that the optimizer has all of them and no others."""
+    """Return the trainable parameters by name; the optimizer must have all of them and no others."""
     named = {key: p for key, p in module.named_parameters() if p.requires_grad}
     owned = {id(p) for group in optimizer.param_groups for p in group["params"] if p.requires_grad}
     absent = [key for key, p in named.items() if id(p) not in owned]
     if absent or not named or len(owned) != len(named):
         raise ValueError(
             f"optimizer of {name!r}: it holds {len(owned)} trainable parameters, the module has {len(named)}"
-            f"{', such as ' + absent[0] if absent else ''}. Build it from the module's parameters that require gradients."
+            f"{', such as ' + absent[0] if absent else ''}. Build it from the module's parameters that "
+            "require gradients."
         )
     return named

@@ -5,8 +5,10 @@ process, every function here works and communicates with nobody.
 """
 
 import atexit
+import gc
 import hashlib
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -64,8 +66,9 @@ def parallel_state() -> ParallelState:
 def init_distributed(device: str | None = None, timeout_s: float = 3600.0) -> ParallelState:
     """Join the processes that a launcher started, and choose this one's device.
 
-    torchrun and accelerate name a process by RANK, WORLD_SIZE and LOCAL_RANK; without them a SLURM step of several
-    tasks is read. Processes talk through NCCL on GPUs and through gloo on the CPU. One process joins nothing.
+    torchrun and accelerate name a process by RANK, WORLD_SIZE and LOCAL_RANK; without them a SLURM step of
+    several tasks is read. Processes talk through NCCL on GPUs and through gloo on the CPU. One process joins
+    nothing.
 
     Args:
         device: "cuda" or "cpu"; None takes a GPU where torch sees one.
@@ -86,8 +89,8 @@ def init_distributed(device: str | None = None, timeout_s: float = 3600.0) -> Pa
         missing = [name for name in _ADDRESS if name not in os.environ]
         if missing:
             raise ValueError(
-                f"{' and '.join(missing)}: not set, but {world_size} processes must find each other. Start them with "
-                "torchrun, or export MASTER_ADDR (name of the first machine) and MASTER_PORT (a free port on it)."
+                f"{' and '.join(missing)}: not set, but {world_size} processes must find each other. Start "
+                "them with torchrun, or export MASTER_ADDR (the first machine) and MASTER_PORT (a free port)."
             )
         dist.init_process_group(
             "nccl" if place.type == "cuda" else "gloo",
@@ -101,11 +104,24 @@ def init_distributed(device: str | None = None, timeout_s: float = 3600.0) -> Pa
     return _state
 
 
+def join_alone(device: torch.device) -> None:
+    """Make a group of this process, unless there is one: some libraries want a group even for one process."""
+    if not dist.is_initialized():
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        atexit.register(shut_down)
+
+
 def shut_down() -> None:
     """Leave the other processes. Called at exit; calling it twice does no harm."""
     global _state
     if dist.is_initialized():
+        # A thread of gloo may still be about to drop a tensor, for which it needs the interpreter. Finding it
+        # gone, it aborts the process (seen in one exit of six). DDP's reducers keep it from being joined.
+        gc.collect()
         dist.destroy_process_group()
+        if _state.device.type == "cpu":
+            time.sleep(0.2)
     _state = ParallelState()
 
 
@@ -150,7 +166,7 @@ def broadcast_text(text: str | None) -> str:
 
 
 def all_equal(value: str) -> bool:
-    """Say whether every process passes the same text, without sending it: plans and configs are compared so."""
+    """Say whether every process passes the same text, without sending it: plans are compared so."""
     if not dist.is_initialized():
         return True
     own = _bytes(hashlib.sha256(value.encode()).digest())
@@ -196,7 +212,7 @@ def _device(device: str | None, local_rank: int, local_size: int) -> torch.devic
         )
     if local_size > available or local_rank >= available:
         raise ValueError(
-            f"{max(local_size, local_rank + 1)} processes on this machine, but torch sees {available} GPUs; each needs "
-            f"its own. Start at most {available} (torchrun --nproc_per_node {available}), or use device='cpu'."
+            f"{max(local_size, local_rank + 1)} processes on this machine, but torch sees {available} GPUs; "
+            f"each needs its own. Start at most {available} (torchrun --nproc_per_node), or use device='cpu'."
         )
     return torch.device("cuda", local_rank)

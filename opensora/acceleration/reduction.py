@@ -1,9 +1,10 @@
 """Reduction of ZeRO gradients in an order that all processes share, in float32.
 
-ColossalAI reduces gradients in the order in which they appear, and only those that do. Processes whose batches take
-other ways through the network (an image skips temporal layers, a condition is absent) would then add gradients of
-different parameters to each other, or wait forever. Here every process reduces every trainable parameter, in one
-order; what a process did not use counts as zero, and what nobody used has no gradient.
+ColossalAI reduces gradients in the order in which they appear, and only those that do. Processes whose
+batches take other ways through the network (an image skips temporal layers, a condition is absent) would then
+add gradients of different parameters to each other, or wait forever. Here every process reduces every
+trainable parameter, in one order; what a process did not use counts as zero, and what nobody used has no
+gradient.
 """
 
 from functools import partial
@@ -18,8 +19,8 @@ class OrderedReduction:
     """Goes in front of ColossalAI's ZeRO optimizer.
 
     The order is the one in which gradients appeared on the first process at the first reduction, which lets
-    communication run beside computation. It is part of a checkpoint: sums of more than two processes may depend on it
-    in the last bit.
+    communication run beside computation. It is part of a checkpoint: sums of more than two processes may
+    depend on it in the last bit.
     """
 
     def start(self) -> None:

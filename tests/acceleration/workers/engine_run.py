@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 from torch import nn  # noqa: E402
 
 from opensora.acceleration.engine import build_engine  # noqa: E402
-from opensora.acceleration.parallel import all_reduce_mean, barrier, init_distributed  # noqa: E402
+from opensora.acceleration.parallel import all_reduce_mean, barrier, init_distributed, parallel_state  # noqa: E402
 
 OUT = Path(sys.argv[1])
 STEPS, HALF, SAMPLES = 10, 5, 4
@@ -103,6 +103,16 @@ def whole_gradient(engine):
     return engine.gather("model", engine.gradients("model"))
 
 
+def expected(terms):
+    """The gradient by plain torch: the mean over processes of their summed losses (input, target, use)."""
+    torch.manual_seed(0)
+    model = Toy()
+    for own in terms:
+        for x, y, use in own:
+            (F.mse_loss(model(x, use), y) / len(terms)).backward()
+    return {key: p.grad for key, p in model.named_parameters() if p.grad is not None}
+
+
 results, tensors = {}, {}
 
 
@@ -111,7 +121,7 @@ def keep(prefix, whole):
 
 
 def gradients():
-    for name, parts in (("whole", 1), ("accumulated", 4 // (2 * WORLD))):
+    for name, parts in (("whole", 1), ("accumulated", SAMPLES // WORLD)):
         engine = build()
         backward(engine, 0, parts)
         keep(f"gradient_{name}", whole_gradient(engine))
@@ -129,8 +139,8 @@ def losses():
 
 def alone():
     """Without synchronisation a process can work while the others do something else."""
-    if PLUGIN == "zero2":
-        return  # reduces every micro-batch
+    if PLUGIN == "zero2":  # reduces every micro-batch
+        return
     engine = build()
     x, y = batch(0)
     if engine.rank == 0:
@@ -139,6 +149,8 @@ def alone():
     barrier()
     engine.backward(F.mse_loss(engine.module("model")(x), y), "model")
     keep("alone", whole_gradient(engine))
+    other = [(x, y, False)]
+    keep("alone_expected", expected([[(x, y, True), *other]] + [other] * (WORLD - 1)))
 
 
 def partly_used():
@@ -151,6 +163,11 @@ def partly_used():
             use = part == 0 and engine.rank == engine.world_size - 1
             engine.backward(F.mse_loss(engine.module("model")(a, use), b), "model")
     keep("partly", whole_gradient(engine))
+    terms = []
+    for rank in range(WORLD):
+        rows = [[t[rank::WORLD] for t in batch(part)] for part in range(2)]
+        terms.append([(*rows[0], rank == WORLD - 1), (*rows[1], False)])
+    keep("partly_expected", expected(terms))
     before = engine.gather("model", engine.masters("model"))
     engine.step("model")
     after = engine.gather("model", engine.masters("model"))
@@ -283,7 +300,8 @@ for scenario in (
     two_modules,
 ):
     scenario()
-if init_distributed("cpu").is_main:
+results["colossalai"] = sys.modules.get("colossalai") is not None
+if parallel_state().is_main:
     OUT.mkdir(parents=True, exist_ok=True)
     save_file(tensors, OUT / "tensors.safetensors")
     (OUT / "results.json").write_text(json.dumps(results))
