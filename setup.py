@@ -41,6 +41,7 @@ EXTRAS = {
         "pytest-xdist>=3.6",
         "ruff>=0.9",
         "setuptools>=77",
+        "tensorboard>=2.17",
     ],
 }
 

@@ -163,10 +163,7 @@ def kill_once(command: list[str], run_folder: Path) -> None:
     time.sleep(2)
     if process.poll() is None:
         launcher = psutil.Process(process.pid)
-        for victim in (
-            *launcher.children(recursive=True),
-            launcher,
-        ):  # torchrun's workers outlive it otherwise
+        for victim in [*launcher.children(recursive=True), launcher]:  # torchrun's workers outlive it
             victim.kill()
         say("killed")
     process.wait()

@@ -3,7 +3,7 @@
 loss = dict(
     perceptual_weight=1.0,  # of LPIPS
     l1_weight=1.0,  # of the absolute error of pixels
-    mse_weight=0.0,  # of the squared error of pixels; it sees small bright things that the absolute error overlooks
+    mse_weight=0.0,  # of the squared error of pixels; it sees small things that the absolute one overlooks
     kl_weight=1e-6,  # of the bottleneck's loss
     logvar_init=0.0,  # logarithm of the variance that weighs the reconstruction
     real_reconstruction=True,  # compare pixels

@@ -17,7 +17,7 @@ vae = dict(
     tile_size=None,  # length of a tile of convolutions (same result, less memory); None is no tiles
     tile_axis=None,  # axis of the tiles: 2 time, 3 height, 4 width, None the longest
     num_tiles=None,  # number of tiles instead of tile_size
-    initial_logvar=0.0,  # added to the posterior's log variance before training; -5 starts nearly deterministic
+    initial_logvar=0.0,  # added to the posterior's log variance of a new model; -5 is nearly deterministic
     # Mean and deviation of each latent channel: statistics of the published weights. None for others.
     latent_mean=[
         -0.19016949832439423,

@@ -54,11 +54,28 @@ def build_components(cfg: Mapping[str, Any]) -> Components:
         "guidance": Guidance(**guidance) if isinstance(guidance, Mapping) else guidance,
     }
     averaged = cfg["ema"] if "ema" in cfg else True
-    vae_cfg = _resolve_run(_part(cfg, "vae"), "vae", averaged)
-    model_cfg = _resolve_run(_part(cfg, "model"), "model", averaged)
+    vae_cfg = resolve_run(_part(cfg, "vae"), "vae", averaged)
+    model_cfg = resolve_run(_part(cfg, "model"), "model", averaged)
     if isinstance(model_cfg, Mapping):
         model_cfg = _complete_model(model_cfg, _latent_channels(vae_cfg), small["text_encoder"])
     return Components(vae=build(MODELS, vae_cfg), model=build(MODELS, model_cfg), **small)
+
+
+def resolve_run(part: Any, name: str, averaged: bool) -> Any:
+    """Turn a run or checkpoint folder in `from_pretrained` into the weights file in it.
+
+    Args:
+        part: Config of a component; anything else comes back as it is.
+        name: What the component is called in checkpoints, "model" or "vae".
+        averaged: Whether averaged weights are taken where there are some.
+
+    Raises:
+        FileNotFoundError: The checkpoint holds no such weights.
+    """
+    path = part["from_pretrained"] if isinstance(part, Mapping) and "from_pretrained" in part else None
+    if path is None or not (list_checkpoints(Path(path)) or (Path(path) / "state.json").exists()):
+        return part
+    return {**part, "from_pretrained": str(weights_file(path, name, averaged))}
 
 
 def parse_dtype(name: str) -> torch.dtype:
@@ -74,14 +91,6 @@ def parse_dtype(name: str) -> torch.dtype:
 
 def _part(cfg: Mapping[str, Any], name: str) -> Any:
     return cfg[name] if name in cfg else None
-
-
-def _resolve_run(part: Any, name: str, averaged: bool) -> Any:
-    """Turn a run or checkpoint folder in `from_pretrained` into the weights file in it."""
-    path = part["from_pretrained"] if isinstance(part, Mapping) and "from_pretrained" in part else None
-    if path is None or not (list_checkpoints(Path(path)) or (Path(path) / "state.json").exists()):
-        return part
-    return {**part, "from_pretrained": str(weights_file(path, name, averaged))}
 
 
 def _latent_channels(vae: Any) -> int | None:

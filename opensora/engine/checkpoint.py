@@ -22,7 +22,9 @@ from opensora.utils.logging import get_logger
 from opensora.utils.weights import save_safetensors
 
 FOLDER = "checkpoints"
+STATE = "state.json"
 _NAME = re.compile(r"epoch(\d+)-global_step(\d+)$")
+_OLD = ".old"
 
 
 @dataclass
@@ -35,6 +37,8 @@ class RunState:
         step_in_epoch: Steps of it that are done.
         data: What the data needs to continue: fingerprints and carried rows.
         skipped: Steps without an update, because a gradient was not finite.
+        window: Values of the steps since the last line of the log, so that the next line is the one that an
+            uninterrupted run writes.
     """
 
     step: int = 0
@@ -42,6 +46,7 @@ class RunState:
     step_in_epoch: int = 0
     data: dict[str, Any] = field(default_factory=dict)
     skipped: list[int] = field(default_factory=list)
+    window: list[dict[str, float]] = field(default_factory=list)
 
 
 def checkpoint_name(state: RunState) -> str:
@@ -52,7 +57,7 @@ def checkpoint_name(state: RunState) -> str:
 def save_checkpoint(
     run_folder: Path, state: RunState, tensors: dict[str, dict[str, Tensor]], keep: int = 0
 ) -> Path:
-    """Write a checkpoint: into a hidden folder, flushed to disk, then renamed.
+    """Write a checkpoint: into a hidden folder, flushed to disk, then renamed. What broke off before goes.
 
     Args:
         run_folder: Folder of the run.
@@ -66,36 +71,39 @@ def save_checkpoint(
     folder = run_folder / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     target, partial = folder / checkpoint_name(state), folder / f".{checkpoint_name(state)}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
+    for leftover in folder.glob(".epoch*.partial"):
+        shutil.rmtree(leftover)
     partial.mkdir()
     for stem, state_dict in tensors.items():
         save_safetensors(state_dict, partial / f"{stem}.safetensors")
-    with open(partial / "state.json", "w") as file:
+    with open(partial / STATE, "w") as file:
         json.dump(vars(state), file, indent=1)
         file.flush()
         os.fsync(file.fileno())
     _sync_folder(partial)
     if target.exists():  # the same step saved twice: the newer one wins, and one of them exists at any time
-        old = folder / f".{checkpoint_name(state)}.old"
+        old = folder / f".{target.name}{_OLD}"
         shutil.rmtree(old, ignore_errors=True)
         target.rename(old)
-        partial.rename(target)
-        shutil.rmtree(old)
-    else:
-        partial.rename(target)
+    partial.rename(target)
     _sync_folder(folder)
-    if keep:
-        for path in list_checkpoints(run_folder)[:-keep]:
-            shutil.rmtree(path)
+    for old in folder.glob(f".epoch*{_OLD}"):
+        _remove(old)
+    for path in list_checkpoints(run_folder)[:-keep] if keep else []:
+        _remove(path)
     get_logger().info("saved %s", target)
     return target
 
 
 def list_checkpoints(run_folder: Path) -> list[Path]:
     """Return the complete checkpoints of a run, oldest first."""
-    folder = run_folder / FOLDER
-    found = [p for p in folder.glob("epoch*") if _NAME.match(p.name) and (p / "state.json").exists()]
-    return sorted(found, key=lambda path: int(_NAME.match(path.name)[2]))
+    folder = Path(run_folder) / FOLDER
+    found = [path for path in folder.glob("epoch*") if _NAME.match(path.name)]
+    # One that was being replaced when the process died.
+    found += [
+        path for path in folder.glob(f".epoch*{_OLD}") if not (folder / path.name[1 : -len(_OLD)]).exists()
+    ]
+    return sorted((path for path in found if (path / STATE).exists()), key=_order)
 
 
 def find_checkpoint(path: str | Path) -> Path:
@@ -105,12 +113,12 @@ def find_checkpoint(path: str | Path) -> Path:
         FileNotFoundError: There is none.
     """
     path = Path(path)
-    if (path / "state.json").exists():
+    if (path / STATE).exists():
         return path
     found = list_checkpoints(path)
     if not found:
         raise FileNotFoundError(
-            f"{path}: no checkpoint here. Expected a folder with state.json, or a run folder with "
+            f"{path}: no checkpoint here. Expected a folder with {STATE}, or a run folder with "
             f"{FOLDER}/epoch*-global_step*/; give one of those."
         )
     return found[-1]
@@ -118,7 +126,7 @@ def find_checkpoint(path: str | Path) -> Path:
 
 def read_state(path: str | Path) -> RunState:
     """Read where a checkpoint stands, without its tensors."""
-    return RunState(**json.loads((find_checkpoint(path) / "state.json").read_text()))
+    return RunState(**json.loads((find_checkpoint(path) / STATE).read_text()))
 
 
 def read_checkpoint(path: str | Path) -> tuple[RunState, dict[str, dict[str, Tensor]]]:
@@ -137,6 +145,19 @@ def weights_file(path: str | Path, name: str = "model", ema: bool = True) -> Pat
             f"{folder}: no {chosen.name}; it holds {sorted(p.name for p in folder.iterdir())}."
         )
     return chosen
+
+
+def _order(path: Path) -> tuple[int, int]:
+    """Return step and epoch of a checkpoint's name."""
+    epoch, step = re.search(r"epoch(\d+)-global_step(\d+)", path.name).groups()
+    return int(step), int(epoch)
+
+
+def _remove(path: Path) -> None:
+    """Delete a checkpoint; from the first moment it is none any more."""
+    partial = path.with_name(f".{path.name.removeprefix('.')}.partial")
+    path.rename(partial)
+    shutil.rmtree(partial)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -18,8 +18,6 @@ class Ema:
     """
 
     def __init__(self, engine: Any, name: str, decay: float) -> None:
-        if not 0 <= decay < 1:
-            raise ValueError(f"ema_decay={decay}: use a number in [0, 1), or None to keep no average.")
         self.engine, self.name, self.decay = engine, name, decay
         self.pieces = {key: value.detach().clone() for key, value in engine.masters(name).items()}
 
@@ -34,6 +32,11 @@ class Ema:
         return self.engine.gather(self.name, self.pieces)
 
     def load(self, whole: dict[str, Tensor]) -> None:
-        """Restore from whole tensors; every process passes the same."""
-        for key, piece in self.engine.scatter(self.name, whole).items():
+        """Restore from whole tensors; every process passes the same.
+
+        Args:
+            whole: At least the trained parameters; a checkpoint holds frozen ones and buffers as well.
+        """
+        trained = {key: whole[key] for key in self.pieces}
+        for key, piece in self.engine.scatter(self.name, trained).items():
             self.pieces[key].copy_(piece)

@@ -2,18 +2,22 @@
 
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from opensora.datasets.resolutions import frame_count
 from opensora.datasets.video_io import contact_sheet, write_image, write_video
 from opensora.engine.latent_diffusion import LatentDiffusion
 from opensora.engine.prompts import Request
 from opensora.utils.logging import get_logger
 from opensora.utils.random import Draws
+
+_UNUSUAL = re.compile(r"[\x00-\x1f\x7f/\\:*?\"<>|]+|^[.\s]+")
+_LONGEST_NAME = 180  # bytes; file systems take 255, with the ending and the sheet's
 
 
 def choose_length(vae: Any, num_frames: int | str, seconds: float | None, fps: float) -> int:
@@ -26,13 +30,11 @@ def choose_length(vae: Any, num_frames: int | str, seconds: float | None, fps: f
         vae: Says which lengths are legal.
         num_frames: Number, or published name such as "4s".
         seconds: Duration; wins over `num_frames`.
-        fps: Frames per second.
+        fps: Frames per second of the file.
 
     Raises:
         ValueError: The number is not legal; the message names its neighbours.
     """
-    from opensora.datasets.resolutions import frame_count
-
     if seconds is not None:
         asked = max(1, round(seconds * fps))
         lower = vae.legal_length(asked)
@@ -40,21 +42,21 @@ def choose_length(vae: Any, num_frames: int | str, seconds: float | None, fps: f
         length = lower if asked - lower <= upper - asked else upper
         get_logger().info("%g seconds at %g fps: %d frames", seconds, fps, length)
         return length
-    named = isinstance(num_frames, str) and not num_frames.isdigit()
-    asked = frame_count(num_frames) if named else int(num_frames)
+    if isinstance(num_frames, float) and not num_frames.is_integer():
+        raise ValueError(f"num_frames={num_frames}: use a whole number.")
+    asked = frame_count(num_frames)
     legal = vae.legal_length(asked)
-    if named and legal != asked:
+    if legal == asked:
+        return asked
+    if isinstance(num_frames, str) and not num_frames.isdigit():
         get_logger().info(
             "%s is %d frames, cut to %d, the longest that this vae gives back", num_frames, asked, legal
         )
         return legal
-    if legal != asked:
-        raise ValueError(
-            f"num_frames={asked}: this vae gives back {legal} or {_next_legal(vae, asked)} frames, not "
-            f"{asked}; "
-            f"use one of them, or --seconds."
-        )
-    return asked
+    raise ValueError(
+        f"num_frames={asked}: this vae gives back {legal} or {_next_legal(vae, asked)} frames, not {asked}; "
+        "use one of them, or --seconds."
+    )
 
 
 @torch.no_grad()
@@ -65,7 +67,9 @@ def generate(
 ) -> Iterator[Path]:
     """Make every request and save it; yield the files.
 
-    All prompts are encoded first, once each, and the text encoder is released before the first step.
+    All prompts are encoded first, once each, and the text encoder is released before the first step. On the
+    CPU requests are sampled one by one: a batch gains nothing there, and each video is then the same bytes
+    whatever is made with it.
 
     Args:
         diffusion: The components, with guidance.
@@ -73,35 +77,26 @@ def generate(
         cfg: Keys of `configs/_base_/inference.py`.
     """
     features = encode_texts(diffusion, requests)
-    start, steps_of = time.perf_counter(), diffusion.scheduler.num_sampling_steps
-    size = cfg["batch_size"]
+    progress = Progress(len(requests), cfg["verbose"])
+    size = 1 if diffusion.device.type == "cpu" else cfg["batch_size"]
     for first in range(0, len(requests), size):
         batch = requests[first : first + size]
-
-        def report(done: int, steps: int, first: int = first, count: int = len(batch)) -> None:
-            if cfg["verbose"] == 0 or (cfg["verbose"] == 1 and done not in (1, steps)):
-                return
-            passed = time.perf_counter() - start
-            share = (first + count * done / steps) / len(requests)
-            left = passed / share * (1 - share)
-            get_logger().info(
-                "videos %d-%d of %d, step %d/%d, about %.0f s left",
-                first + 1, first + count, len(requests), done, steps_of, left,
-            )  # fmt: skip
-
-        z = sample_requests(diffusion, batch, features, cfg["seed"], report)
+        z = sample_requests(diffusion, batch, features, cfg["seed"], progress.begin(first, len(batch)))
         for request, latents in zip(batch, z, strict=True):
             video = diffusion.decode(latents[None], request.num_frames)[0]
-            video = video[:, :, : request.height, : request.width]
-            yield save(video, request, cfg)
+            yield save(video[:, :, : request.height, : request.width], request, cfg)
 
 
 def encode_texts(diffusion: LatentDiffusion, requests: Sequence[Request]) -> dict[str, Tensor]:
-    """Encode every distinct text of the requests and release the encoder. Features [L, F] without padding."""
-    texts = list(dict.fromkeys(t for r in requests for t in (r.prompt, r.negative) if t is not None))
-    values, mask = diffusion.text_encoder.encode(texts)
+    """Encode every distinct text of the requests and release the encoder.
+
+    Returns:
+        Features by text, on the CPU. Shape [L, F].
+    """
+    texts = dict.fromkeys(t for r in requests for t in (r.text, r.negative) if t is not None)
+    features = {text: diffusion.text_encoder.encode([text])[0][0].cpu() for text in texts}
     diffusion.text_encoder.release()
-    return {text: value[m.bool()].cpu() for text, value, m in zip(texts, values, mask, strict=True)}
+    return features
 
 
 def sample_requests(
@@ -109,22 +104,43 @@ def sample_requests(
     requests: Sequence[Request],
     features: Mapping[str, Tensor],
     seed: int,
-    report: Any,
+    report: Callable[[int, int], None] | None = None,
 ) -> Tensor:
-    """Sample the latents of some requests. float32, shape [B, Z, T, H, W].
+    """Sample the latents of some requests of one size and length, as one batch.
 
-    On the CPU one by one: a batch gains nothing there, and each video is then the same bytes in any batch.
+    Args:
+        diffusion: The components.
+        requests: Their number is B.
+        features: By text, from `encode_texts`.
+        seed: Names the noise, with the prompt and the number of the sample.
+        report: Called with (finished steps, steps).
+
+    Returns:
+        float32 latents that decode to the asked size or a little more. Shape [B, Z, T, H, W].
     """
-    if diffusion.device.type == "cpu" and len(requests) > 1:
-        return torch.cat([sample_requests(diffusion, [r], features, seed, report) for r in requests])
     batch: dict[str, Any] = {}
-    batch["text_features"], batch["text_mask"] = _pad([features[r.prompt] for r in requests])
+    batch["text_features"], batch["text_mask"] = _pad([features[r.text] for r in requests])
     if requests[0].negative is not None:
         batch["negative"], batch["negative_mask"] = _pad([features[r.negative] for r in requests])
-    for name in ("fps", "num_frames", "height", "width"):
-        batch[name] = torch.tensor([float(getattr(r, name)) for r in requests])
+    sizes = covering_size(diffusion.vae, requests[0].height, requests[0].width)
+    values = {"fps": requests[0].fps, "num_frames": requests[0].num_frames}
+    values |= dict(zip(("height", "width"), sizes, strict=True))
+    batch |= {name: torch.full((len(requests),), float(value)) for name, value in values.items()}
     draws = Draws(seed, [r.key for r in requests], [r.sample for r in requests])
     return diffusion.sample(batch, draws, on_step=report)
+
+
+def covering_size(vae: Any, height: int, width: int) -> tuple[int, int]:
+    """Return the smallest size, from the asked one up, whose latents decode to at least the asked pixels.
+
+    Autoencoders round down sizes between their multiples; what is too much is cut from the decoded video.
+    """
+    sides = [height, width]
+    for axis in (0, 1):
+        asked = sides[axis]
+        while vae.latent_shape(1, *sides)[axis + 1] * vae.stride[axis + 1] < asked:
+            sides[axis] += 1
+    return sides[0], sides[1]
 
 
 def save(video: Tensor, request: Request, cfg: Mapping[str, Any]) -> Path:
@@ -135,26 +151,69 @@ def save(video: Tensor, request: Request, cfg: Mapping[str, Any]) -> Path:
         request: What it was made from.
         cfg: `save_dir`, `sample_name`, `prompt_as_path`, `num_sample`, `fps`, `save_fps`, `frame_interval`.
     """
-    folder = Path(cfg["save_dir"])
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / file_name(request, cfg)
+    path = file_path(request, cfg)
     if request.num_frames == 1:
         write_image(video[:, 0], path)
-    else:
-        write_video(video, path, cfg["save_fps"] or cfg["fps"] / cfg["frame_interval"])
-        contact_sheet(video, path.with_suffix(".png"))
+    else:  # the sheet first: a video that is there has one
+        contact_sheet(video, path.with_name(f"{path.stem}_sheet.png"))
+        write_video(video, path, file_fps(cfg))
     get_logger().info("saved %s", path)
     return path
 
 
-def file_name(request: Request, cfg: Mapping[str, Any]) -> str:
-    """Return the name of a request's file: a number, or its prompt with everything unusual replaced."""
+def file_fps(cfg: Mapping[str, Any]) -> float:
+    """Return the frames per second of the files."""
+    return cfg["save_fps"] if cfg["save_fps"] is not None else cfg["fps"] / cfg["frame_interval"]
+
+
+def file_path(request: Request, cfg: Mapping[str, Any]) -> Path:
+    """Return a request's file: named by a number, or by its prompt.
+
+    A prompt that makes no good file name is changed and gets its key, so different prompts have different
+    files.
+    """
     stem = f"{cfg['sample_name']}_{request.index:04d}"
     if cfg["prompt_as_path"]:
-        stem = re.sub(r"[^\w\- ]+", "_", request.prompt).strip()[:120] or stem
+        stem = _UNUSUAL.sub("_", request.prompt).encode()[:_LONGEST_NAME].decode(errors="ignore").strip()
+        if stem != request.prompt:
+            stem = f"{stem}-{request.key:014x}"
     if cfg["num_sample"] != 1:
         stem = f"{stem}-{request.sample}"
-    return stem + (".png" if request.num_frames == 1 else ".mp4")
+    return Path(cfg["save_dir"]) / (stem + (".png" if request.num_frames == 1 else ".mp4"))
+
+
+class Progress:
+    """Log how far sampling is, how fast, and how long it will take.
+
+    Args:
+        count: Videos to make.
+        verbose: 0 logs nothing, 1 the first step and then a line every ten seconds, 2 every step.
+        clock: Gives the time in seconds.
+    """
+
+    def __init__(self, count: int, verbose: int, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.count, self.verbose, self.clock = count, verbose, clock
+        self.start, self.last = clock(), float("-inf")
+
+    def begin(self, first: int, count: int) -> Callable[[int, int], None]:
+        """Return what to call with (finished steps, steps) for `count` videos from number `first` on."""
+        began = self.clock()
+
+        def report(done: int, steps: int) -> None:
+            now = self.clock()
+            if self.verbose == 0 or (self.verbose == 1 and now - self.last < 10):
+                return
+            self.last = now
+            share = (first + count * done / steps) / self.count
+            left = round((now - self.start) / share * (1 - share))
+            name = f"{first + 1}" if count == 1 else f"{first + 1}-{first + count}"
+            rate = done / max(now - began, 1e-9)
+            get_logger().info(
+                "%s of %d: step %d/%d, %.3g steps/s, %d:%02d:%02d left",
+                name, self.count, done, steps, rate, left // 3600, left // 60 % 60, left % 60,
+            )  # fmt: skip
+
+        return report
 
 
 def _pad(features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -1,21 +1,24 @@
 """An inference run from a config: check, build, generate."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from opensora.acceleration.parallel import init_distributed
+from opensora.acceleration.parallel import init_distributed, parallel_state, shut_down
 from opensora.datasets.resolutions import image_size
-from opensora.engine.build import parse_dtype
-from opensora.engine.generation import choose_length, generate
+from opensora.engine.build import Components, build_components, parse_dtype, resolve_run
+from opensora.engine.generation import choose_length, file_fps, file_path, generate
 from opensora.engine.latent_diffusion import LatentDiffusion
-from opensora.engine.prompts import make_requests, read_prompts
+from opensora.engine.prompts import Request, make_requests
 from opensora.layers.attention import set_attention_backend
 from opensora.registry import LOADING_KEYS, MODELS, build
+from opensora.utils.config_defaults import base_configs
 from opensora.utils.logging import get_logger
+from opensora.utils.weights import check_weights
 
+_PARTS = ("model", "vae", "text_encoder", "scheduler", "guidance")
 # Keys that this version cannot serve yet, and their neutral values.
 _NEUTRAL = {
     "sp_size": 1,
@@ -25,46 +28,147 @@ _NEUTRAL = {
     "cond_type": None,
     "csv_reference_column_name": None,
     "llm_refine": False,
-    "aes": None,
-    "flow": None,
-    "camera_motion": None,
+    "postprocess": [],
 }
 
 
 def infer(cfg: Mapping[str, Any]) -> list[Path]:
     """Make every video or image that a config asks for.
 
-    Sizes, lengths, prompts and file names are checked before a network is built.
+    What can be wrong with settings, sizes, prompts, processes and weight files is found before a network is
+    built. Processes that a launcher started share the requests.
 
     Args:
         cfg: Keys of `configs/_base_/inference.py` and of the components.
 
     Returns:
-        The files.
+        The files that this process made.
 
     Raises:
-        ValueError: A setting is wrong.
+        ValueError: A setting is wrong, or weights are another model's.
+        TypeError: A component's config does not fit its constructor.
+        KeyError: A type is not registered.
         FileNotFoundError: Weights or a prompt file are missing.
+        ImportError: A package is missing that the components need.
     """
-    dtype = parse_dtype(cfg["dtype"])
+    _check_settings(cfg)
+    logger = get_logger()
+    level = logger.level
+    if not cfg["verbose"]:
+        logger.setLevel("WARNING")
+    try:
+        dtype = parse_dtype(cfg["dtype"])
+        text_encoder = build(MODELS, cfg["text_encoder"])  # it reads its weights when it encodes
+        with torch.device("meta"):
+            parts = build_components({**_without_weights(cfg), "text_encoder": text_encoder})
+        requests = _requests(cfg, parts.vae)
+        device = init_distributed(None if cfg["device"] == "auto" else cfg["device"]).device
+        if not requests:
+            return []
+        _check_files(cfg, parts, requests)
+        diffusion = LatentDiffusion.from_config({**cfg, "text_encoder": text_encoder})
+        diffusion.model.to(device, dtype).eval().requires_grad_(False)
+        diffusion.place(device, dtype)
+        set_attention_backend(diffusion.model, cfg["attention_backend"])
+        state = parallel_state()
+        return list(generate(diffusion, requests[state.rank :: state.world_size], cfg))
+    finally:
+        logger.setLevel(level)
+        shut_down()
+
+
+def _check_settings(cfg: Mapping[str, Any]) -> None:
+    missing = [key for key in base_configs()["inference"] if key not in cfg]
+    if missing:
+        raise ValueError(
+            f"{', '.join(missing[:5])}: not in this config, so it is no config for inference; import "
+            "configs/_base_/inference.py in it, or take one of configs/*/inference."
+        )
+    absent = [name for name in _PARTS if name not in cfg or cfg[name] is None]
+    if absent:
+        raise ValueError(f"{', '.join(absent)}: not in this config; inference needs {', '.join(_PARTS)}.")
     for key, neutral in _NEUTRAL.items():
         if cfg[key] != neutral:
             raise ValueError(
                 f"{key}={cfg[key]!r}: this version makes videos from text alone; set it to {neutral!r}."
             )
-    if cfg["batch_size"] < 1 or cfg["num_sample"] < 1:
-        raise ValueError(f"batch_size={cfg['batch_size']}, num_sample={cfg['num_sample']}: use at least 1.")
-    read_prompts(cfg["prompt"], cfg["prompt_path"], 0, None)
-    size = cfg["image_size"] or image_size(cfg["resolution"], cfg["aspect_ratio"])
-    with torch.device("meta"):
-        vae = build(MODELS, {key: value for key, value in cfg["vae"].items() if key not in LOADING_KEYS})
-    length = choose_length(vae, cfg["num_frames"], cfg["seconds"], cfg["fps"])
-    requests = make_requests(cfg, tuple(size), length)
+    for key in ("batch_size", "num_sample", "frame_interval"):
+        if not isinstance(cfg[key], int) or cfg[key] < 1:
+            raise ValueError(f"{key}={cfg[key]!r}: use a whole number from 1.")
+    for key in ("fps", "save_fps", "seconds"):
+        value = cfg[key]
+        if value is None and key != "fps":
+            continue
+        if not isinstance(value, int | float) or not 0 < value < float("inf"):
+            raise ValueError(f"{key}={value!r}: use a number above 0.")
 
-    device = init_distributed(None if cfg["device"] == "auto" else cfg["device"]).device
-    diffusion = LatentDiffusion.from_config(cfg)
-    diffusion.model.to(device, dtype).eval().requires_grad_(False)
-    diffusion.place(device, dtype)
-    set_attention_backend(diffusion.model, cfg["attention_backend"])
-    get_logger().info("%d to make: %d frames of %d x %d", len(requests), length, *size)
-    return list(generate(diffusion, requests, cfg))
+
+def _requests(cfg: Mapping[str, Any], vae: Any) -> list[Request]:
+    """Return what is to be made, without what a file is there for already."""
+    size = _size(cfg)
+    length = choose_length(vae, cfg["num_frames"], cfg["seconds"], file_fps(cfg))
+    vae.latent_shape(length, *size)  # says if the size is too small
+    requests = make_requests(cfg, size, length)
+    kind = "videos" if length > 1 else "images"
+    done = 0
+    if cfg["prompt_as_path"]:
+        files = {file_path(request, cfg): request for request in requests}  # the same prompt twice is one
+        done = sum(path.exists() for path in files)
+        requests = [request for path, request in files.items() if not path.exists()]
+    get_logger().info(
+        "%d %s to make, %d frames of %d x %d%s",
+        len(requests), kind, length, *size, f"; {done} are there already" if done else "",
+    )  # fmt: skip
+    Path(cfg["save_dir"]).mkdir(parents=True, exist_ok=True)
+    return requests
+
+
+def _size(cfg: Mapping[str, Any]) -> tuple[int, int]:
+    size = cfg["image_size"]
+    if size is None:
+        return image_size(cfg["resolution"], cfg["aspect_ratio"])
+    whole = isinstance(size, list | tuple) and all(isinstance(side, int) and side > 0 for side in size)
+    if not whole or len(size) != 2:
+        raise ValueError(
+            f"image_size={size!r}: give height and width in pixels, such as --image-size 240 426."
+        )
+    return tuple(size)
+
+
+def _check_files(cfg: Mapping[str, Any], parts: Components, requests: Sequence[Request]) -> None:
+    """Compare weight files with the networks, and read the tokenizer; nothing large is read."""
+    for name, module in (("model", parts.model), ("vae", parts.vae)):
+        part = resolve_run(cfg[name], name, cfg["ema"])
+        if not isinstance(part, Mapping) or "from_pretrained" not in part:
+            continue  # built by hand: it has its weights
+        path = part["from_pretrained"]
+        if path is not None:
+            loading = {key: part[key] for key in LOADING_KEYS[1:] if key in part}
+            check_weights(module, path, **loading)
+        elif not _names_weights(part):
+            flag = "--ckpt-path" if name == "model" else "--vae.from_pretrained"
+            raise ValueError(
+                f"{name}.from_pretrained=None: without weights there is only noise; give {flag} with a run "
+                "folder, a weights file or a hub name."
+            )
+    if hasattr(parts.text_encoder, "tokenize"):
+        parts.text_encoder.tokenize(list(dict.fromkeys(request.text for request in requests)))
+
+
+def _names_weights(part: Mapping[str, Any]) -> bool:
+    """Return whether a component or a part of it names weights."""
+    inner = any(_names_weights(value) for value in part.values() if isinstance(value, Mapping))
+    return inner or ("from_pretrained" in part and part["from_pretrained"] is not None)
+
+
+def _without_weights(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    bare = {**cfg}
+    for name in ("model", "vae"):
+        if isinstance(bare[name], Mapping):
+            bare[name] = _bare(bare[name])
+    return bare
+
+
+def _bare(part: Mapping[str, Any]) -> dict[str, Any]:
+    values = {key: _bare(value) if isinstance(value, Mapping) else value for key, value in part.items()}
+    return {**values, "from_pretrained": None} if "from_pretrained" in values else values

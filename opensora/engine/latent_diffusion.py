@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from opensora.datasets.video_io import contact_sheet, write_image, write_video
 from opensora.engine.build import Components, build_components
+from opensora.engine.noise_augmentation import NoiseAugmentation
 from opensora.schedulers.guidance import Guidance
 from opensora.utils.random import Draws
 
@@ -29,6 +30,7 @@ class LatentDiffusion:
             `{("text",): 0.05, ("text", "frames"): 0.05}`.
         sample_posterior: Whether latents are samples of the autoencoder's posterior, or its mean.
         seed: Names the random numbers of training, with epoch and sample.
+        noise_augmentation: Degrades the clips that the model is trained to restore, see `NoiseAugmentation`.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class LatentDiffusion:
         condition_dropout: Mapping[tuple[str, ...], float] | None = None,
         sample_posterior: bool = False,
         seed: int = 0,
+        noise_augmentation: Mapping[str, Any] | None = None,
     ) -> None:
         self.model = components.model
         self.forward_model = self.model  # what losses call; an engine puts its wrapper here
@@ -49,14 +52,16 @@ class LatentDiffusion:
         self.condition_dropout = _check_dropout(condition_dropout or {}, self.model)
         self.sample_posterior = sample_posterior
         self.seed = seed
+        self.augmentation = NoiseAugmentation(noise_augmentation) if noise_augmentation else None
         for frozen in (self.vae, self.text_encoder):
             if frozen is not None:
                 frozen.eval().requires_grad_(False)
 
     @classmethod
     def from_config(cls, cfg: Mapping[str, Any]) -> "LatentDiffusion":
-        """Build the components of a config, with its `condition_dropout`, `sample_posterior`, `seed`."""
-        settings = {key: cfg[key] for key in ("condition_dropout", "sample_posterior", "seed") if key in cfg}
+        """Build the components of a config, with its other keys as far as it has them."""
+        names = ("condition_dropout", "sample_posterior", "seed", "noise_augmentation")
+        settings = {key: cfg[key] for key in names if key in cfg}
         return cls(build_components(cfg), **settings)
 
     @property
@@ -136,13 +141,15 @@ class LatentDiffusion:
         """
         draws = Draws(self.seed, batch["sample"].tolist(), batch["epoch"].tolist())
         z, cond = self.encode(batch, draws)
+        degraded = self._degrade(batch, z, draws)
         per_sample = self.scheduler.training_loss(
             self.forward_model,
-            z,
+            z if degraded is None else degraded,
             cond,
             frame_mask=None if self.frame_mask is None else self.frame_mask.draw(z, draws).to(z.device),
             drop=self._draw_drops(draws, z.device),
             draws=draws,
+            clean=None if degraded is None else z,
         )
         yield "model", {"loss": per_sample.mean(), "per_sample": per_sample.detach()}
 
@@ -233,6 +240,24 @@ class LatentDiffusion:
         return torch.cat(
             [self.vae.encode(clip[None].to(weight), row) for clip, row in zip(video, rows, strict=True)]
         )
+
+    @torch.no_grad()
+    def _degrade(self, batch: Mapping[str, Any], z: Tensor, draws: Draws) -> Tensor | None:
+        """Return the latents of degraded clips, None where nothing is degraded; images never are."""
+        if self.augmentation is None or int(batch["num_frames"][0]) == 1:
+            return None
+        if self.augmentation.needs_pixels and "video" not in batch:
+            raise ValueError(
+                "noise_augmentation degrades pixels, and this data holds latents; use gaussian_feature "
+                "alone, or None."
+            )
+        noisy = z
+        if self.augmentation.needs_pixels:
+            video, changed = self.augmentation.pixels(batch["video"].to(self.device), draws)
+            if changed.any():
+                noisy = self._encode_video(video, draws if self.sample_posterior else None).to(z)
+        noisy, _ = self.augmentation.latents(noisy, draws)
+        return None if noisy is z else noisy
 
     def _draw_drops(self, draws: Draws, device: torch.device) -> dict[str, Tensor]:
         if not self.condition_dropout:

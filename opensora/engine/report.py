@@ -61,7 +61,8 @@ def memory_lines(cfg: Mapping[str, Any], total: int, trained: int) -> list[str]:
     }
     lines = [f"{name}: {size / GIB:.2f} GiB" for name, size in parts.items() if size]
     lines.append(
-        f"state per process ({plugin}, {ranks} of them): {sum(parts.values()) / GIB:.2f} GiB, plus activations"
+        f"state per process ({plugin}, {ranks} of them): {sum(parts.values()) / GIB:.2f} GiB, "
+        "plus activations"
     )
     return lines
 

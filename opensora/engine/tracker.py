@@ -1,5 +1,7 @@
 """Tracker: the numbers of a run as JSON lines, TensorBoard, Weights & Biases, and a picture of the loss."""
 
+import hashlib
+import importlib.util
 import json
 import os
 from collections.abc import Mapping
@@ -25,11 +27,12 @@ class Tracker:
     """
 
     def __init__(self, folder: Path, step: int = 0, tensorboard: bool = False, wandb: bool = False) -> None:
+        check_packages(tensorboard, wandb)
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         kept = [line for line in read_log(folder) if line["step"] <= step]
         write_text("".join(json.dumps(line) + "\n" for line in kept), folder / LOG)
-        self._writer = _tensorboard(folder) if tensorboard else None
+        self._writer = _tensorboard(folder, step) if tensorboard else None
         self._run = _wandb(folder) if wandb else None
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
@@ -92,22 +95,36 @@ def plot_losses(folder: Path) -> Path | None:
     return path
 
 
-def _tensorboard(folder: Path) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise ImportError(
-            "tensorboard=True: the package is not installed; run pip install tensorboard."
-        ) from error
-    return SummaryWriter(folder / "tensorboard")
+def check_packages(tensorboard: bool, wandb: bool) -> None:
+    """Look whether the packages that a config asks for are installed.
+
+    Raises:
+        ImportError: One is not.
+    """
+    for name, wanted in (("tensorboard", tensorboard), ("wandb", wandb)):
+        if wanted and importlib.util.find_spec(name) is None:
+            raise ImportError(
+                f"{name}=True: the package is not installed; run pip install {name}, or set {name}=False."
+            )
+
+
+def _tensorboard(folder: Path, step: int) -> Any:
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(folder / "tensorboard", purge_step=step + 1)  # hides what a crash left behind
 
 
 def _wandb(folder: Path) -> Any:
-    try:
-        import wandb
-    except ImportError as error:
-        raise ImportError("wandb=True: the package is not installed; run pip install wandb.") from error
+    import wandb
+
     mode = os.environ.get("WANDB_MODE", "offline")
+    # Names of runs repeat in other folders.
+    place = hashlib.blake2b(str(folder.resolve()).encode(), digest_size=4).hexdigest()
     return wandb.init(
-        project="opensora", name=folder.name, dir=str(folder), mode=mode, resume="allow", id=folder.name
+        project="opensora",
+        name=folder.name,
+        dir=str(folder),
+        mode=mode,
+        resume="allow",
+        id=f"{folder.name}-{place}",
     )

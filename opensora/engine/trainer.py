@@ -2,8 +2,8 @@
 
 import signal
 import time
-from collections.abc import Iterable, Mapping
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,17 +12,15 @@ import torch
 from torch import Tensor
 
 from opensora.acceleration.parallel import all_reduce_mean, barrier, parallel_state
-from opensora.engine.checkpoint import RunState, read_checkpoint, save_checkpoint
+from opensora.engine.checkpoint import FOLDER, RunState, find_checkpoint, read_checkpoint, save_checkpoint
 from opensora.engine.ema import Ema
+from opensora.engine.log_window import LogWindow
 from opensora.engine.optimizer import LrSchedule
 from opensora.utils.logging import get_logger
 
 
 class TrainingData(Protocol):
     """What the trainer asks of its data."""
-
-    def steps(self, epoch: int) -> int:
-        """Return the optimizer steps of an epoch."""
 
     def batches(self, epoch: int, start_step: int) -> Iterable[list[dict[str, Any]]]:
         """Yield for each step from `start_step` on the batches of this process."""
@@ -47,11 +45,15 @@ class TrainerSettings:
         max_steps: Stop after so many optimizer steps; None runs all epochs.
         grad_clip: Largest norm of the gradient; 0 does not clip.
         ema_decay: Of the averaged weights; None keeps none.
-        log_every: Steps between lines of the log.
+        log_every: Steps between lines of the log; 0 writes none.
         ckpt_every: Steps between checkpoints; 0 saves at the end only.
         ckpt_keep: Checkpoints that stay; 0 keeps all.
         validate_every: Steps between validations; 0 never validates.
         patience: Skipped steps in a row that stop the run.
+        record_time: Log how long each step waits for data and computes, in seconds.
+
+    Raises:
+        ValueError: A number is out of range.
     """
 
     epochs: int
@@ -63,6 +65,25 @@ class TrainerSettings:
     ckpt_keep: int = 0
     validate_every: int = 0
     patience: int = 20
+    record_time: bool = False
+
+    def __post_init__(self) -> None:
+        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
+            raise ValueError(
+                f"ema_decay={self.ema_decay}: use a number in [0, 1), or None to keep no average."
+            )
+        least = {"epochs": 1, "patience": 1, "grad_clip": 0, "log_every": 0}
+        least |= {"ckpt_every": 0, "ckpt_keep": 0, "validate_every": 0}
+        if self.max_steps is not None:
+            least["max_steps"] = 1
+        for name, smallest in least.items():
+            if not getattr(self, name) >= smallest:
+                raise ValueError(f"{name}={getattr(self, name)}: use a number from {smallest}.")
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """Return how many steps the run has, if all epochs are as long as the first."""
+        steps = self.epochs * steps_per_epoch
+        return steps if self.max_steps is None else min(steps, self.max_steps)
 
 
 class Trainer:
@@ -76,7 +97,7 @@ class Trainer:
         schedule: Learning rate by step.
         settings: See `TrainerSettings`.
         tracker: Takes `log(step, values)`; checkpoints go to its `folder`.
-        validate: Called with (step, use_average) on all processes; returns values to log.
+        validate: Called with the step on all processes; returns values to log.
     """
 
     def __init__(
@@ -98,8 +119,11 @@ class Trainer:
         task.use({name: engine.module(name) for name in self.names})
         decay = settings.ema_decay
         self.averages = {} if decay is None else {name: Ema(engine, name, decay) for name in self.names}
-        self.total_steps = settings.max_steps or data.steps(0) * settings.epochs  # else an estimate
-        self._stop = False
+        self._window = LogWindow()
+        self._progress = _Progress(schedule.num_steps)
+        self._asked = False  # to stop, by a signal to this process
+        self._stop = False  # agreed by all processes, so that they leave the loop together
+        self._saved: int | None = None  # step of the last checkpoint in this run's folder
 
     def fit(self) -> RunState:
         """Train to the end, or until SIGTERM or Ctrl-C asks to stop: then save and return.
@@ -108,21 +132,20 @@ class Trainer:
             FloatingPointError: Gradients were not finite for `patience` steps in a row.
         """
         handlers = {s: signal.signal(s, self._request_stop) for s in (signal.SIGTERM, signal.SIGINT)}
-        meter = _Meter(self.total_steps - self.state.step)
         try:
             while not self._done():
-                for batches in self.data.batches(self.state.epoch, self.state.step_in_epoch):
+                for batches, waited in _timed(self.data.batches(self.state.epoch, self.state.step_in_epoch)):
                     values = self.train_step(batches)
-                    meter.add(values)
-                    self._after_step(meter)
+                    self._after_step({**values, "seconds_data": waited})
                     if self._done():
                         break
                 else:
                     self.state.epoch, self.state.step_in_epoch = self.state.epoch + 1, 0
+            if self._saved != self.state.step:
+                self.save()
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
-        self.save()
         return self.state
 
     def train_step(self, batches: list[dict[str, Any]]) -> dict[str, Tensor | float]:
@@ -131,22 +154,27 @@ class Trainer:
         The loss of a step is the mean over its batches, on all processes, of their means.
 
         Returns:
-            Mean loss values of this process's batches, the gradient norms and the learning rate.
+            Mean loss values of this process's batches, the gradient norms, the learning rate, how many clips
+            were replaced, whether the step was skipped, and how long it took.
         """
+        start = time.perf_counter()
         rate = self.schedule(self.state.step)
         for optimizer in self.optimizers.values():
             for group in optimizer.param_groups:
                 group["lr"] = rate
-        values: dict[str, Any] = {"lr": rate, "replaced": 0}
+        values: dict[str, Any] = {"lr": rate, "replaced": 0, "skipped": 0}
         for i, batch in enumerate(batches):
             last = i + 1 == len(batches)
             values["replaced"] += int(batch.get("replaced", 0))
             losses = self.task.losses(batch, self.state.step)
-            # The forward pass runs inside no_sync too: engines look at it to know whether to reduce.
-            sync = nullcontext() if last else self._no_sync()
-            with sync:
+            with ExitStack() as stack:
+                # The forward pass is inside as well: engines look there whether to reduce.
+                for name in () if last else self.names:
+                    stack.enter_context(self.engine.no_sync(name))
                 for name, parts in losses:
-                    self.engine.backward(parts["loss"] / len(batches), name)
+                    # A loss that is not finite must not leave finite gradients.
+                    valid = torch.where(parts["loss"].detach().isfinite(), 1.0, torch.nan)
+                    self.engine.backward(parts["loss"] * valid / len(batches), name)
                     for key, value in parts.items():
                         if isinstance(value, Tensor) and value.ndim == 0:
                             label = key if name == "model" or key != "loss" else f"{name}_{key}"
@@ -155,8 +183,10 @@ class Trainer:
                         self._update(name, values)
         self.state.step += 1
         self.state.step_in_epoch += 1
-        # A signal to one process stops all at the same step.
-        self._stop = all_reduce_mean(float(self._stop)) > 0
+        if not self._stop and float(all_reduce_mean(float(self._asked))) > 0:
+            self._stop = True
+            get_logger().warning("asked to stop: saving step %d", self.state.step)
+        values["seconds_step"] = time.perf_counter() - start  # agreeing has waited for the device
         return values
 
     def save(self) -> None:
@@ -168,8 +198,10 @@ class Trainer:
             if name in self.averages:
                 tensors[f"{name}_ema"] = self.engine.frozen(name) | self.averages[name].whole()
         self.state.data = self.data.state()
+        self.state.window = self._window.steps()
         if parallel_state().is_main:
             save_checkpoint(self.tracker.folder, self.state, tensors, self.settings.ckpt_keep)
+        self._saved = self.state.step
         barrier()
 
     def load(self, path: str | Path, from_scratch: bool = False) -> None:
@@ -181,18 +213,26 @@ class Trainer:
 
         Raises:
             FileNotFoundError: There is no checkpoint.
-            ValueError: Its data is not this run's.
+            ValueError: It is of another model, or its data is not this run's.
         """
+        path = find_checkpoint(path)
         state, tensors = read_checkpoint(path)
+        absent = [name for name in self.names if name not in tensors or f"{name}_optimizer" not in tensors]
+        if absent:
+            raise ValueError(
+                f"{path}: no weights of {', '.join(absent)}, it holds {', '.join(tensors)}; load a "
+                "checkpoint that the same script wrote, or give weights with from_pretrained."
+            )
         for name in self.names:
             self.engine.load(name, tensors[name], tensors[f"{name}_optimizer"])
             if name in self.averages:
-                self.averages[name].load(
-                    tensors[f"{name}_ema"] if f"{name}_ema" in tensors else tensors[name]
-                )
+                self.averages[name].load(tensors.get(f"{name}_ema", tensors[name]))
         if not from_scratch:
             self.data.load(state.data)
             self.state = state
+            self._window = LogWindow(state.window)
+            if path.parent.resolve() == (self.tracker.folder / FOLDER).resolve():
+                self._saved = state.step
         get_logger().info("continued from %s at step %d, epoch %d", path, self.state.step, self.state.epoch)
 
     def _update(self, name: str, values: dict[str, Any]) -> None:
@@ -201,36 +241,34 @@ class Trainer:
             if name in self.averages:
                 self.averages[name].update()
             return
-        self.state.skipped.append(self.state.step)
-        recent = self.state.skipped[-self.settings.patience :]
+        skipped, patience = self.state.skipped, self.settings.patience
+        if self.state.step not in skipped[-1:]:
+            skipped.append(self.state.step)
+            values["skipped"] = 1 / parallel_state().world_size  # all skip it, and the log adds up processes
         get_logger().warning("step %d skipped: the gradient of %s is not finite", self.state.step, name)
-        if len(recent) == self.settings.patience and recent[-1] - recent[0] < self.settings.patience:
+        if skipped[-patience:] == list(range(self.state.step - patience + 1, self.state.step + 1)):
             raise FloatingPointError(
-                f"gradients of {name} were not finite for {self.settings.patience} steps in a row, up to "
-                f"step {self.state.step}; lower the learning rate, or load a checkpoint from before."
+                f"gradients of {name} were not finite for {patience} steps in a row, up to step "
+                f"{self.state.step}; lower the learning rate, or load a checkpoint from before."
             )
 
-    def _after_step(self, meter: "_Meter") -> None:
+    def _after_step(self, values: dict[str, Any]) -> None:
         step, settings = self.state.step, self.settings
+        if settings.log_every:
+            timed = settings.record_time
+            self._window.add({k: v for k, v in values.items() if timed or not k.startswith("seconds_")})
+        self._progress.steps += 1
         if settings.log_every and step % settings.log_every == 0:
-            values = {key: float(all_reduce_mean(value)) for key, value in meter.flush().items()}
+            line = self._window.close()
             if parallel_state().is_main:
-                self.tracker.log(step, {**values, "epoch": self.state.epoch})
-                get_logger().info("%s", meter.line(step, self.total_steps, self.state.epoch, values))
+                self.tracker.log(step, {**line, "epoch": self.state.epoch})
+                get_logger().info("%s", self._progress.line(step, self.state.epoch, line))
         if self.validate is not None and settings.validate_every and step % settings.validate_every == 0:
-            values = self.validate(step)
+            line = self.validate(step)
             if parallel_state().is_main:
-                self.tracker.log(step, values)
-        if settings.ckpt_every and step % settings.ckpt_every == 0 and not self._done():
+                self.tracker.log(step, line)
+        if settings.ckpt_every and step % settings.ckpt_every == 0:
             self.save()
-
-    def _no_sync(self) -> Any:
-        from contextlib import ExitStack
-
-        stack = ExitStack()
-        for name in self.names:
-            stack.enter_context(self.engine.no_sync(name))
-        return stack
 
     def _done(self) -> bool:
         limit = self.settings.max_steps
@@ -238,32 +276,26 @@ class Trainer:
         return over or self._stop
 
     def _request_stop(self, number: int, frame: Any) -> None:
-        get_logger().warning("signal %d: saving after this step, then stopping", number)
-        self._stop = True
+        self._asked = True  # nothing more: a handler runs in the middle of anything
 
 
-class _Meter:
-    """Means of logged values, and the rate of steps."""
+class _Progress:
+    """The line on the screen: values, speed, time left."""
 
-    def __init__(self, steps_left: int) -> None:
-        self.sums: dict[str, Any] = {}
-        self.count, self.total = 0, 0
-        self.start = time.perf_counter()
+    def __init__(self, total: int) -> None:
+        self.total, self.steps, self.start = total, 0, time.perf_counter()
 
-    def add(self, values: Mapping[str, Any]) -> None:
-        for key, value in values.items():
-            self.sums[key] = self.sums.get(key, 0.0) + value
-        self.count += 1
-        self.total += 1
-
-    def flush(self) -> dict[str, float]:
-        means = {key: float(value) / max(self.count, 1) for key, value in self.sums.items()}
-        self.sums, self.count = {}, 0
-        return means
-
-    def line(self, step: int, total: int, epoch: int, values: Mapping[str, float]) -> str:
-        rate = self.total / max(time.perf_counter() - self.start, 1e-9)
-        left = int((total - step) / rate)
+    def line(self, step: int, epoch: int, values: Mapping[str, float]) -> str:
+        rate = self.steps / max(time.perf_counter() - self.start, 1e-9)
+        left = int(max(0, self.total - step) / rate)
         clock = f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}"
         shown = " ".join(f"{key} {value:.4g}" for key, value in values.items())
-        return f"step {step}/{total} epoch {epoch} {shown} | {rate:.2f} steps/s, {clock} left"
+        return f"step {step}/{self.total} epoch {epoch} {shown} | {rate:.2f} steps/s, {clock} left"
+
+
+def _timed(items: Iterable[Any]) -> Iterator[tuple[Any, float]]:
+    """Yield each item with the seconds that it was waited for."""
+    start = time.perf_counter()
+    for item in items:
+        yield item, time.perf_counter() - start
+        start = time.perf_counter()

@@ -1,12 +1,16 @@
 """A training run from a config: check, plan, build, train."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from opensora.acceleration.activation_checkpoint import set_activation_checkpoint
-from opensora.acceleration.engine import build_engine
+from opensora.acceleration.engine import PLUGINS, build_engine
 from opensora.acceleration.parallel import (
+    all_equal,
     barrier,
     broadcast_text,
     init_distributed,
@@ -14,17 +18,36 @@ from opensora.acceleration.parallel import (
     shut_down,
 )
 from opensora.engine.build import parse_dtype
-from opensora.engine.checkpoint import find_checkpoint, list_checkpoints, read_state
+from opensora.engine.checkpoint import RunState, find_checkpoint, list_checkpoints, read_state
 from opensora.engine.optimizer import LrSchedule, build_optimizer
 from opensora.engine.report import report_run
-from opensora.engine.tracker import Tracker
+from opensora.engine.tracker import Tracker, check_packages
 from opensora.engine.trainer import Trainer, TrainerSettings
 from opensora.engine.training_data import TrainingData
 from opensora.engine.validation import Validation
 from opensora.layers.attention import set_attention_backend
 from opensora.utils.config import make_run_folder
+from opensora.utils.config_defaults import base_configs
 from opensora.utils.logging import get_logger
 from opensora.utils.random import seed_everything
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run starts.
+
+    Args:
+        checkpoint: What is loaded; None starts with fresh weights.
+        state: Where the run goes on; None at step 0, though weights may be loaded.
+    """
+
+    checkpoint: Path | None
+    state: RunState | None
+
+    @property
+    def step(self) -> int:
+        """Steps that are done."""
+        return 0 if self.state is None else self.state.step
 
 
 def train(cfg: Any, make_task: Callable[[Mapping[str, Any]], Any], dry_run: bool = False) -> Path | None:
@@ -44,66 +67,90 @@ def train(cfg: Any, make_task: Callable[[Mapping[str, Any]], Any], dry_run: bool
     Raises:
         ValueError: A setting is wrong, or settings contradict each other.
         FileNotFoundError: A table, weights or a checkpoint is missing.
-        ImportError: The plugin needs ColossalAI and it is not installed.
+        ImportError: A package that the config asks for is not installed.
     """
-    parse_dtype(cfg["dtype"])
+    settings = _check(cfg)
     init_distributed(None if cfg["device"] == "auto" else cfg["device"])
     try:
-        checkpoint = _find_load(cfg)
-        saved = read_state(checkpoint) if checkpoint is not None else None
-        per_step = (
-            saved.data["batches_per_step"] if saved is not None and not cfg["start_from_scratch"] else None
-        )
-        data = TrainingData(cfg, per_step)
-        seed_everything(cfg["seed"])
+        start = _find_start(cfg)
+        if not all_equal(str(start)):
+            raise RuntimeError("processes see different checkpoints; put `outputs` on a disk that all share.")
+        data = TrainingData(cfg, start.state.data["batches_per_step"] if start.state is not None else None)
+        if start.state is not None:
+            data.load(start.state.data)
         if dry_run:
             report_run(cfg, make_task, data)
             return None
-        return _run(cfg, make_task, data, checkpoint)
+        build_engine(cfg["plugin"], cfg["dtype"], {}, {})  # finds what it lacks before a network is built
+        seed_everything(cfg["seed"])
+        try:
+            return _run(cfg, make_task, settings, data, start)
+        finally:
+            data.close()
     finally:
         shut_down()
 
 
-def _run(cfg: Any, make_task: Callable, data: TrainingData, checkpoint: Path | None) -> Path:
-    folder = Path(broadcast_text(str(make_run_folder(cfg)) if parallel_state().is_main else None))
+def _check(cfg: Any) -> TrainerSettings:
+    """Check what needs neither data nor other processes."""
+    absent = [key for key in base_configs()["runtime"] if key not in cfg]
+    if absent:
+        raise ValueError(f"{', '.join(absent[:5])}: not in this config, so it is no config for training.")
+    parse_dtype(cfg["dtype"])
+    if cfg["sp_size"] != 1 or str(cfg["plugin"]).endswith("-seq"):
+        raise ValueError(
+            f"sp_size={cfg['sp_size']}, plugin={cfg['plugin']!r}: sequence parallelism is not in this "
+            "version; set sp_size=1 and plugin='zero2'."
+        )
+    if cfg["plugin"] not in (None, *PLUGINS):
+        raise ValueError(f"plugin={cfg['plugin']!r}: use one of {', '.join(PLUGINS)}.")
+    if cfg["lora"] is not None:
+        raise ValueError(
+            f"lora={cfg['lora']!r}: not in this version; set it to None, and choose what is trained with "
+            "model.train_only or model.freeze."
+        )
+    if cfg["start_from_scratch"] and cfg["load"] is None:
+        raise ValueError("start_from_scratch=True: it needs a checkpoint; give --load, or set it to False.")
+    check_packages(cfg["tensorboard"], cfg["wandb"])
+    one = nn.Linear(1, 1)
+    set_attention_backend(one, cfg["attention_backend"])
+    build_optimizer(one, cfg["optimizer"])
+    LrSchedule(cfg["optimizer"]["lr"], 1, **cfg["lr_schedule"])
+    names = TrainerSettings.__dataclass_fields__
+    return TrainerSettings(**{name: cfg[name] for name in names})
+
+
+def _run(
+    cfg: Any,
+    make_task: Callable[[Mapping[str, Any]], Any],
+    settings: TrainerSettings,
+    data: TrainingData,
+    start: Start,
+) -> Path:
+    is_main = parallel_state().is_main
+    folder = Path(broadcast_text(str(make_run_folder(cfg)) if is_main else None))
     task = make_task(cfg)
     modules = task.trainable()
     for module in modules.values():
         set_attention_backend(module, cfg["attention_backend"])
         set_activation_checkpoint(module, cfg["activation_checkpoint"])
     optimizers = {name: build_optimizer(module, cfg["optimizer"]) for name, module in modules.items()}
-    engine = build_engine(
-        cfg["plugin"],
-        cfg["dtype"],
-        modules,
-        optimizers,
-        reduce_bucket_mib=4 * cfg["reduce_bucket_size_in_m"],
-    )
+    bucket = 4 * cfg["reduce_bucket_size_in_m"]  # MiB of float32
+    engine = build_engine(cfg["plugin"], cfg["dtype"], modules, optimizers, reduce_bucket_mib=bucket)
     task.place(engine.device, parse_dtype(cfg["dtype"]))
-    settings = TrainerSettings(
-        epochs=cfg["epochs"],
-        max_steps=cfg["max_steps"],
-        grad_clip=cfg["grad_clip"],
-        ema_decay=cfg["ema_decay"],
-        log_every=cfg["log_every"],
-        ckpt_every=cfg["ckpt_every"],
-        ckpt_keep=cfg["ckpt_keep"],
-        validate_every=cfg["validate_every"],
-    )
-    total = cfg["max_steps"] or data.steps(0) * cfg["epochs"]
+    total = settings.total_steps(data.steps_per_epoch)
     schedule = LrSchedule(cfg["optimizer"]["lr"], total, **cfg["lr_schedule"])
-    is_main = parallel_state().is_main
-    start = read_state(checkpoint).step if checkpoint is not None and not cfg["start_from_scratch"] else 0
-    tracker = Tracker(folder, start, cfg["tensorboard"], cfg["wandb"]) if is_main else _Silent(folder)
     validation = Validation(task, data, cfg["validation"], folder) if cfg["validate_every"] else None
+    tracker = Tracker(folder, start.step, cfg["tensorboard"], cfg["wandb"]) if is_main else _Silent(folder)
     trainer = Trainer(task, engine, data, optimizers, schedule, settings, tracker, validation)
-    if checkpoint is not None:
-        trainer.load(checkpoint, from_scratch=cfg["start_from_scratch"])
-    get_logger().info("run folder %s; %d steps, %d per epoch", folder, total, data.steps(0))
-    state = trainer.fit()
-    if is_main:
+    if start.checkpoint is not None:
+        trainer.load(start.checkpoint, from_scratch=start.state is None)
+    get_logger().info("run folder %s; %d steps, %d per epoch", folder, total, data.steps_per_epoch)
+    try:
+        state = trainer.fit()
+    finally:
         picture = tracker.close()
-        get_logger().info("trained to step %d; losses: %s", state.step, picture or "none logged")
+    get_logger().info("trained to step %d; losses: %s", state.step, picture or "none logged")
     barrier()
     return folder
 
@@ -117,19 +164,33 @@ class _Silent:
     def log(self, step: int, values: Mapping[str, Any]) -> None:
         """Write nothing."""
 
+    def close(self) -> None:
+        """Do nothing."""
 
-def _find_load(cfg: Any) -> Path | None:
-    """Resolve `load`: None, "latest" of the named run, or a path. A named run that exists is continued."""
-    named = Path(cfg["outputs"]) / cfg["run_name"] if cfg["run_name"] is not None else None
-    load = cfg["load"]
-    if load == "latest":
-        if named is None:
-            raise ValueError(
-                "load='latest' needs run_name, the run whose newest checkpoint is loaded; give --run-name."
-            )
-        found = list_checkpoints(named)
-        return found[-1] if found else None
-    if load is None:
-        found = list_checkpoints(named) if named is not None else []
-        return found[-1] if found else None
-    return find_checkpoint(load)
+
+def _find_start(cfg: Any) -> Start:
+    """Resolve `load`, `run_name` and `start_from_scratch`.
+
+    A named run that has checkpoints of its own goes on from the newest, also if `load` names another run:
+    that was for its first start. So a command that was stopped can be given again as it is.
+    """
+    named = None if cfg["run_name"] is None else Path(cfg["outputs"]) / cfg["run_name"]
+    own = [] if named is None else list_checkpoints(named)
+    load, found = cfg["load"], own[-1] if own else None
+    if load == "latest" and named is None:
+        raise ValueError(
+            "load='latest' needs run_name, the run whose newest checkpoint is loaded; give --run-name."
+        )
+    path = None if load in (None, "latest") else Path(load).resolve()
+    if own and path is not None and named.resolve() not in (path, *path.parents):
+        get_logger().info("run %s goes on from its own checkpoint; load=%s was for its start", named, load)
+        return Start(found, read_state(found))
+    if path is not None:
+        found = find_checkpoint(load)
+    start = Start(found, None if found is None or cfg["start_from_scratch"] else read_state(found))
+    if own and read_state(own[-1]).step > start.step:
+        raise ValueError(
+            f"{named} has checkpoints up to {own[-1].name}, and this start would go on from step "
+            f"{start.step}; give another --run-name."
+        )
+    return start

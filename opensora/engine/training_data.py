@@ -29,6 +29,11 @@ class TrainingData:
     def __init__(self, cfg: Mapping[str, Any], batches_per_step: int | None = None) -> None:
         processes = parallel_state()
         self.world_size = processes.data_size
+        if batches_per_step is not None and cfg["batches_per_step"] not in (None, batches_per_step):
+            raise ValueError(
+                f"batches_per_step={cfg['batches_per_step']}, but the run that is continued has "
+                f"{batches_per_step}; set it to that or to None, or begin anew with start_from_scratch=True."
+            )
         per_step = batches_per_step or cfg["batches_per_step"] or self.world_size * cfg["accumulation_steps"]
         if per_step % self.world_size:
             raise ValueError(
@@ -46,19 +51,25 @@ class TrainingData:
             self.dataset.frame_interval,
         )
         self.sampler = BucketSampler(self.planner, processes.data_rank, self.world_size)
+        self.first_plan = self.plan
         self._check_plan()
         self.loader = build_dataloader(
             self.dataset, self.sampler, cfg["num_workers"], cfg["prefetch_factor"], processes.device
         )
+
+    def close(self) -> None:
+        """End the processes that read clips."""
+        self.loader = None
 
     @property
     def plan(self) -> EpochPlan:
         """The plan of the current epoch."""
         return self.sampler.plan
 
-    def steps(self, epoch: int) -> int:
-        """Return the optimizer steps of an epoch; those of later epochs differ by what is carried over."""
-        return self.plan.num_steps
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps of the first epoch; those of later ones differ by what is carried over."""
+        return self.first_plan.num_steps
 
     def batches(self, epoch: int, start_step: int) -> Iterator[list[dict[str, Any]]]:
         """Yield for each step from `start_step` on the batches of this process."""
@@ -88,15 +99,16 @@ class TrainingData:
         Raises:
             ValueError: The table, the buckets or the seed changed since.
         """
+        if self.plan.hash == state["hash"]:
+            return
         carried = np.array(state["carried"], dtype=np.int64).reshape(-1, 2)
         plan = self.planner.plan(state["epoch"], carried)
         if plan.hash != state["hash"]:
             raise ValueError(
                 f"the checkpoint was trained on another plan (hash {state['hash']}, now {plan.hash}): the "
-                f"table, "
-                f"bucket_config, frame_interval, batches_per_step or seed changed. Restore them to continue "
-                f"exactly, "
-                f"or set start_from_scratch=True to keep the weights and begin at epoch 0."
+                "table, bucket_config, frame_interval, batches_per_step or seed changed. Restore them to "
+                "continue exactly. Or keep the weights and begin at epoch 0, in another run: --load "
+                "CHECKPOINT --start-from-scratch --run-name NEW."
             )
         self.sampler.set_plan(plan)
 
@@ -104,7 +116,6 @@ class TrainingData:
         if not all_equal(self.plan.hash):
             raise RuntimeError(
                 f"processes planned epoch {self.plan.epoch} differently (this one: {self.plan.hash}); they "
-                f"must read "
-                f"the same table and config. Look for a table that is being written, or files that differ by "
-                f"machine."
+                "must read the same table and config. Look for a table that is being written, or files that "
+                "differ by machine."
             )

@@ -7,24 +7,24 @@ from typing import Any
 import torch
 
 from opensora.acceleration.parallel import parallel_state
+from opensora.datasets.loader import collate
 from opensora.utils.random import Draws
 
 
 class Validation:
-    """Measure a task on fixed clips with fixed random numbers, so that the figure moves only with the
-    weights.
+    """Measure a task on fixed clips with fixed random numbers: the figure moves only with the weights.
 
     Args:
         task: A task with `evaluate(batch, num_times, draws)`, and `show(batch, path)` for samples.
-        data: Training data; its clips are used when `cfg` names no table.
+        data: Training data, whose clips are used.
         cfg: `num_batches` of the first epoch's plan, `num_times`, `sample` (whether to save a sample).
         folder: Folder of the run; samples go to `samples/`.
     """
 
     def __init__(self, task: Any, data: Any, cfg: Mapping[str, Any], folder: Path) -> None:
         self.task, self.cfg, self.folder = task, cfg, folder
-        clips = [data.plan.batch(number) for number in range(min(cfg["num_batches"], len(data.plan.sizes)))]
-        collate = data.loader.collate_fn
+        plan = data.first_plan
+        clips = [plan.batch(number) for number in range(min(cfg["num_batches"], len(plan.sizes)))]
         self.batches = [collate([data.dataset[clip] for clip in batch]) for batch in clips]
 
     @torch.no_grad()

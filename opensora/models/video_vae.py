@@ -42,8 +42,8 @@ class VideoVAE(nn.Module):
         latent_mean: Mean of each latent channel, subtracted by `encode`. Either Z numbers, or Z lists of P
             numbers, one for each of P latent frames, which repeat along time. None is 0.
         latent_std: Standard deviation, likewise. None is 1.
-        initial_logvar: Added to the posterior's log variance before training. -5 starts nearly deterministic, which
-            small models learn faster from.
+        initial_logvar: Added to the posterior's log variance before training. -5 starts nearly deterministic,
+            which small models learn faster from.
 
     Raises:
         ValueError: The levels or the statistics do not fit each other.

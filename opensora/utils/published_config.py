@@ -293,6 +293,10 @@ def _diffusion(
         dtype = out["dtype"] if training else "fp32"
         notes.append(f"text_encoder.dtype={dtype!r}: what the published script built it with")
         out["text_encoder"]["dtype"] = dtype
+    if not training:
+        # Published scripts for inference did so whatever the config said.
+        out["clean_prompts"], out["score_format"] = True, {"1.2": "numbers", "1.3": "words"}[version]
+        notes.append(f"inference -> clean_prompts=True, score_format={out['score_format']!r}")
     if not training and out["dtype"] == "bf16":
         out["model"]["compat_bf16"] = out["scheduler"]["compat_bf16"] = True
         notes.append("inference in bf16 -> model.compat_bf16=True, scheduler.compat_bf16=True")

@@ -78,6 +78,37 @@ def read_shapes(path: str | Path) -> dict[str, Shape]:
     return WeightFiles.find(path).shapes()
 
 
+@dataclass
+class _Match:
+    """A file beside a module.
+
+    Args:
+        files: The files.
+        own: State dict of the module.
+        names: Our names by the file's.
+        adapters: What stretches tensors of the file, by our names.
+        fit: How names and shapes compare.
+        ignored: What does not fit and need not.
+    """
+
+    files: WeightFiles
+    own: dict[str, Tensor]
+    names: dict[str, str]
+    adapters: dict[str, Callable[[Tensor], Tensor]]
+    fit: _Fit
+    ignored: _Fit
+
+
+def check_weights(
+    module: nn.Module, path: str | Path, ignore_keys: Sequence[str] | str = (), adapt_channels: bool = False
+) -> None:
+    """Raise what `load_weights` would raise about names and shapes; read no tensor, change nothing.
+
+    The module may be on the meta device. Arguments and errors as for `load_weights`.
+    """
+    _match(module, path, ignore_keys, adapt_channels)
+
+
 def load_weights(
     module: nn.Module, path: str | Path, ignore_keys: Sequence[str] | str = (), adapt_channels: bool = False
 ) -> None:
@@ -102,24 +133,15 @@ def load_weights(
         ValueError: The file does not fit the module, or an ignored tensor cannot be initialised.
         NotImplementedError: A buffer stays on the meta device because its module has no `init_buffers`.
     """
-    files, own = WeightFiles.find(path), module.state_dict()
-    shapes = files.shapes()
-    names = _our_names(shapes, own, getattr(type(module), "renames", ()), files.name)
-    found = {names[key]: shape for key, shape in shapes.items()}
-    adapters = _channel_adapters(found, own) if adapt_channels else {}
-    found |= {name: adapt(torch.empty(found[name], device="meta")).shape for name, adapt in adapters.items()}
-
-    fit = _compare(found, own)
-    ignored, wrong = fit.split((ignore_keys,) if isinstance(ignore_keys, str) else ignore_keys)
-    if wrong.missing or wrong.unexpected or wrong.mismatched:
-        raise ValueError(_misfit(files.name, type(module).__name__, fit, wrong, found, own))
+    match = _match(module, path, ignore_keys, adapt_channels)
+    files, own, fit, ignored, adapters = match.files, match.own, match.fit, match.ignored, match.adapters
 
     device = _default_device()
     absent = [name for name in ignored.missing + ignored.mismatched if own[name].is_meta]
     if absent:
         _initialise(module, absent, device)
     loaded = set(fit.loaded)
-    _fill(module, own, files, {key: name for key, name in names.items() if name in loaded}, adapters)
+    _fill(module, own, files, {key: name for key, name in match.names.items() if name in loaded}, adapters)
     _rebuild_buffers(module, device)
 
     logger = get_logger()
@@ -204,6 +226,23 @@ def published_state_dict(module: nn.Module) -> dict[str, Tensor]:
 
 
 # Comparing names and shapes.
+
+
+def _match(
+    module: nn.Module, path: str | Path, ignore_keys: Sequence[str] | str, adapt_channels: bool
+) -> _Match:
+    files, own = WeightFiles.find(path), module.state_dict()
+    shapes = files.shapes()
+    names = _our_names(shapes, own, getattr(type(module), "renames", ()), files.name)
+    found = {names[key]: shape for key, shape in shapes.items()}
+    adapters = _channel_adapters(found, own) if adapt_channels else {}
+    found |= {name: adapt(torch.empty(found[name], device="meta")).shape for name, adapt in adapters.items()}
+
+    fit = _compare(found, own)
+    ignored, wrong = fit.split((ignore_keys,) if isinstance(ignore_keys, str) else ignore_keys)
+    if wrong.missing or wrong.unexpected or wrong.mismatched:
+        raise ValueError(_misfit(files.name, type(module).__name__, fit, wrong, found, own))
+    return _Match(files, own, names, adapters, fit, ignored)
 
 
 def _renamed(name: str, renames: Renames) -> str:

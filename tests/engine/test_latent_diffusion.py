@@ -4,9 +4,8 @@ import pytest
 import torch
 
 from opensora.engine.build import build_components, parse_dtype
-from opensora.engine.generation import choose_length, file_name, sample_requests
 from opensora.engine.latent_diffusion import LatentDiffusion
-from opensora.engine.prompts import Request, make_requests, read_prompts
+from opensora.schedulers.guidance import Guidance
 from opensora.utils.random import Draws
 
 CONFIG = {
@@ -105,65 +104,6 @@ def test_sampled_posteriors_differ_by_sample_and_repeat(diffusion):
     assert not torch.equal(mean, z)
 
 
-def request(prompt, sample=0, **changes):
-    values = {"negative": None, "index": 0, "num_frames": 5, "height": 16, "width": 24, "fps": 24.0}
-    return Request(prompt=prompt, sample=sample, **(values | changes))
-
-
-def test_a_video_depends_on_its_prompt_and_seed_only(diffusion):
-    features = {name: Draws(1, [i]).normal("f", 0, (1, 3 + i, 6))[0] for i, name in enumerate("abc")}
-    whole = sample_requests(diffusion, [request(p) for p in "abc"], features, 7, None)
-    assert torch.equal(sample_requests(diffusion, [request("c", index=4)], features, 7, None)[0], whole[2])
-    assert not torch.equal(sample_requests(diffusion, [request("c")], features, 8, None)[0], whole[2])
-    assert not torch.equal(
-        sample_requests(diffusion, [request("c", sample=1)], features, 7, None)[0], whole[2]
-    )
-    video = diffusion.decode(whole[:1], 5)
-    assert video.shape == (1, 3, 5, 16, 24)
-
-
-def test_lengths(diffusion, caplog):
-    vae = diffusion.vae  # chunks of 5 frames that share one: 1 + 4 k
-    assert choose_length(vae, 9, None, 24) == 9
-    assert choose_length(vae, "13", None, 24) == 13
-    assert choose_length(vae, "4s", None, 24) == 101
-    assert choose_length(vae, 51, 0.5, 24) == 13
-    with pytest.raises(
-        ValueError, match="num_frames=10: this vae gives back 9 or 13 frames, not 10; use one of them"
-    ):
-        choose_length(vae, 10, None, 24)
-
-
-def test_prompts_from_files_and_their_errors(tmp_path):
-    (tmp_path / "p.txt").write_text("one\n\ntwo\nthree\n")
-    (tmp_path / "p.csv").write_text('text,other\n"a, b",1\nc,2\n')
-    (tmp_path / "q.csv").write_text("caption\nx\n")
-    assert read_prompts(None, str(tmp_path / "p.txt"), 1, None) == ["two", "three"]
-    assert read_prompts(None, str(tmp_path / "p.csv"), 0, 1) == ["a, b"]
-    with pytest.raises(ValueError, match=r"it has columns \['caption'\]; a column `text` is needed"):
-        read_prompts(None, str(tmp_path / "q.csv"), 0, None)
-    with pytest.raises(FileNotFoundError, match="no such file. Give a .txt or .csv file"):
-        read_prompts(None, str(tmp_path / "no.txt"), 0, None)
-    with pytest.raises(ValueError, match="give one of them, as --prompt or --prompt-path"):
-        read_prompts(None, None, 0, None)
-    with pytest.raises(ValueError, match="a prompt is empty"):
-        read_prompts(["a", " "], None, 0, None)
-
-
-def test_requests_number_prompts_and_samples():
-    cfg = {"prompt": ["a", "b"], "prompt_path": None, "start_index": 0, "end_index": None, "neg_prompt": "n"}
-    cfg |= {"num_sample": 2, "fps": 24, "sample_name": "sample", "prompt_as_path": False}
-    requests = make_requests(cfg, (16, 24), 1)
-    assert [(r.prompt, r.negative, r.index, r.sample, r.fps) for r in requests] == [
-        (p, "n", i, k, 120) for i, p in enumerate("ab") for k in range(2)
-    ]
-    assert file_name(requests[3], cfg) == "sample_0001-1.png"
-    named = request("a cat / on ../a mat")
-    assert file_name(named, {**cfg, "prompt_as_path": True, "num_sample": 1}) == "a cat _ on _a mat.mp4"
-    with pytest.raises(ValueError, match="3 negative prompts for 2 prompts; give one, or one each"):
-        make_requests({**cfg, "neg_prompt": list("xyz")}, (16, 24), 1)
-
-
 def test_facts_are_filled_in_and_misfits_found_before_building():
     with torch.device("meta"):
         built = build_components(CONFIG)
@@ -179,3 +119,21 @@ def test_facts_are_filled_in_and_misfits_found_before_building():
         LatentDiffusion(built, condition_dropout={("txt",): 0.1})
     with pytest.raises(ValueError, match="dtype='bfloat': use one of fp32, bf16, fp16"):
         parse_dtype("bfloat")
+
+
+def test_scales_of_absent_conditions_cost_nothing_and_unknown_ones_are_refused(diffusion):
+    plain, diffusion.guidance = diffusion.guidance, Guidance({"frames": 5.0, "text": 4.0})
+    rows = []
+    hook = diffusion.model.register_forward_hook(lambda module, args, out: rows.append(len(out)))
+    prompt = {key: value for key, value in batch(rows=(0,)).items() if key != "video"}
+    guided = diffusion.sample(prompt, Draws(7, [0]))
+    hook.remove()
+    diffusion.guidance = plain
+    assert rows == [2, 2, 2]  # two branches, not three
+    assert torch.equal(guided, diffusion.sample(prompt, Draws(7, [0])))
+    diffusion.guidance = Guidance({"txt": 4.0})
+    with pytest.raises(
+        ValueError, match="guidance.scales names txt; the model has the conditions frames, size, text"
+    ):
+        diffusion.sample(prompt, Draws(7, [0]))
+    diffusion.guidance = plain

@@ -233,9 +233,9 @@ KINDS = {
 DEVIATIONS = [
     {
         "name": "time_shift_per_sample",
-        "reason": "The published shift lets the first sample's length decide for the batch, and a clip shorter than a "
-        "latent step gets factor 0, so that its time is 0 or not a number; ours looks at each sample, at "
-        "least 1.",
+        "reason": "The published shift lets the first sample's length decide for the batch, and a clip "
+        "shorter than a latent step gets factor 0, so that its time is 0 or not a number; ours looks at "
+        "each sample, at least 1.",
         "kinds": {"rf12_timestep_transform", "rf13_timestep_transform"},
         "excused": shift_excused,
     }

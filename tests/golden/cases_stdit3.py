@@ -259,7 +259,8 @@ KINDS = {
 DEVIATIONS = [
     {
         "name": "shifted_windows_keep_padding",
-        "reason": "Published shifted windows return the left padding and lose the last rows; ours return every token. "
+        "reason": "Published shifted windows return the left padding and lose the last rows; ours return "
+        "every token. "
         "The rows that exist in both are compared at their displaced places.",
         "kinds": {"attention"},
         "excused": shift_excused,

@@ -87,7 +87,7 @@ def test_a_rule_excuses_its_rows_only(tmp_path):
 
     assert compare(got, [False, True, False, False]) == ("deviation", 1, 1)
     assert compare(got, [True, False, False, False])[0] == "fail"
-    assert compare(want, [False, True, False, False]) == ("pass", 0, 1)  # main() reports a rule that excuses nothing
+    assert compare(want, [False, True, False, False]) == ("pass", 0, 1)  # main() reports an idle rule
     nan = torch.tensor([float("nan"), 0, 0, 0])
     assert compare(nan, [False] * 4)[0] == "fail"
     assert compare(torch.zeros(3), [False] * 4)[0] == "fail"

@@ -1,0 +1,152 @@
+"""Requests: prompts from the command line and from files, scores, cleaning, numbers and keys."""
+
+import pytest
+
+from opensora.engine.prompts import append_scores, make_requests, read_prompts
+from opensora.utils.config_defaults import base_configs
+
+CFG = base_configs()["inference"]
+
+
+def requests(size=(16, 24), num_frames=5, **changes):
+    return make_requests({**CFG, "prompt": ["a", "b"], **changes}, size, num_frames)
+
+
+# Where prompts come from
+
+
+def test_prompts_from_the_command_line_and_files(tmp_path):
+    (tmp_path / "p.txt").write_text("\ufeffone\n\n two \nthree\n", encoding="utf-8")
+    (tmp_path / "p.CSV").write_text('text,other\n"a, b",1\nc,2\n')
+    assert read_prompts("a cat", None) == ["a cat"]
+    assert read_prompts([" a ", "b"], None, 1, 2) == ["a", "b"]  # the range is of a file
+    assert read_prompts(None, str(tmp_path / "p.txt")) == ["one", "two", "three"]
+    assert read_prompts(None, str(tmp_path / "p.txt"), 1, None) == ["two", "three"]
+    assert read_prompts(None, str(tmp_path / "p.txt"), 1, 9) == ["two", "three"]
+    assert read_prompts(None, str(tmp_path / "p.CSV"), 0, 1) == ["a, b"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((None, None), "there is no prompt: give --prompt 'a text', or --prompt-path FILE"),
+        ((["a"], "p.txt"), "give one of them, not both"),
+        ((["a", " "], None), "number 1 is empty; write a prompt"),
+        (([], None), "the list is empty; write a prompt"),
+        ((None, "{}/q.csv"), r"it has columns \['caption'\]; a column `text` is needed"),
+        ((None, "{}/short.csv"), "number 1 is empty; write a prompt"),
+        ((None, "{}/empty.csv"), r"it has columns \[\]; a column `text` is needed"),
+        ((None, "{}/p.txt", 3), "it has 3 prompts; start_index=3"),
+        ((None, "{}/p.txt", 2, 2), "start_index=2, end_index=2: use 0 <= start_index < end_index"),
+        ((None, "{}/p.txt", -1), "start_index=-1, end_index=None: use 0"),
+        ((None, "{}/p.json"), "give a .txt file with a prompt per line, or a .csv file"),
+    ],
+)
+def test_wrong_prompts(tmp_path, arguments, said):
+    files = {"p.txt": "a\nb\nc\n", "q.csv": "caption\nx\n", "short.csv": "id,text\n1,a\n2\n", "p.json": "[]"}
+    for name, text in {**files, "empty.csv": ""}.items():
+        (tmp_path / name).write_text(text)
+    arguments = [a.format(tmp_path) if isinstance(a, str) else a for a in arguments]
+    with pytest.raises(ValueError, match=said):
+        read_prompts(*arguments)
+
+
+def test_missing_files():
+    with pytest.raises(FileNotFoundError, match="no such file. Give a .txt or .csv file"):
+        read_prompts(None, "no.txt")
+
+
+# Requests
+
+
+def test_requests_number_prompts_and_samples():
+    found = requests(num_frames=1, num_sample=2, neg_prompt="n", start_index=4)
+    assert [(r.prompt, r.text, r.negative, r.index, r.sample, r.fps) for r in found] == [
+        (p, p, "n", i, k, 120) for i, p in enumerate("ab", start=4) for k in range(2)
+    ]
+    assert (found[0].height, found[0].width, found[0].num_frames) == (16, 24, 1)
+    assert requests(fps=30)[0].fps == 30  # 120 is the mark of an image
+
+
+def test_a_file_is_numbered_from_its_first_prompt(tmp_path):
+    (tmp_path / "p.txt").write_text("one\ntwo\nthree\n")
+    found = requests(prompt=None, prompt_path=str(tmp_path / "p.txt"), start_index=1)
+    assert [(r.prompt, r.index) for r in found] == [("two", 1), ("three", 2)]
+
+
+def test_the_key_is_the_prompts():
+    a, b = requests()
+    assert a.key != b.key
+    assert a.key == requests(prompt=["x", "a"], aes=7, clean_prompts=True)[1].key
+    assert 0 <= a.key < 2**56
+    assert a.key == 38582675093786123  # videos of today can be made again tomorrow
+
+
+def test_negative_prompts():
+    assert [r.negative for r in requests(neg_prompt=["x", "y"])] == ["x", "y"]
+    assert [r.negative for r in requests(neg_prompt=["x"])] == ["x", "x"]
+    assert [r.negative for r in requests(neg_prompt=[None, None])] == [None, None]
+    with pytest.raises(ValueError, match="3 negative prompts for 2 prompts; give one, or one each"):
+        requests(neg_prompt=list("xyz"))
+    with pytest.raises(ValueError, match="None stands beside texts"):
+        requests(neg_prompt=["x", None])
+
+
+def test_prompts_are_cleaned_where_the_config_says_so():
+    prompt = "A <b>Cat</b>, see www.cats.com"
+    (plain,), (clean,) = (
+        requests(prompt=prompt),
+        requests(prompt=prompt, clean_prompts=True, neg_prompt="BAD"),
+    )
+    assert (plain.text, plain.prompt) == (prompt, prompt)
+    assert (clean.text, clean.prompt, clean.negative) == ("a cat, see", prompt, "bad")
+    with pytest.raises(ValueError, match="prompt '猫': cleaning leaves nothing of it; reword it"):
+        requests(prompt="猫", clean_prompts=True)
+
+
+# Scores: the published texts
+
+
+def scored(prompt, **changes):
+    return append_scores(prompt, {**CFG, **changes})
+
+
+def test_scores_in_words():
+    assert scored("a cat") == "a cat"
+    assert scored("a cat", aes=6.5, flow=3, camera_motion="pan left") == (
+        "a cat The aesthetic score is excellent. The motion strength is fair. camera motion: pan left."
+    )
+    assert scored("a cat", aes="superb") == "a cat The aesthetic score is superb."
+    there = "a cat. The aesthetic score is poor. camera motion: zoom"
+    assert scored(there, aes=7, flow=0, camera_motion="pan") == there + " The motion strength is very low."
+
+
+@pytest.mark.parametrize(
+    ("key", "bounds", "words"),
+    [
+        (
+            "aes",
+            (4, 4.5, 5, 5.5, 6, 6.5),
+            ("terrible", "very poor", "poor", "fair", "good", "very good", "excellent"),
+        ),
+        ("flow", (0.5, 2, 5, 10, 20), ("very low", "low", "fair", "high", "very high", "extremely high")),
+    ],
+)
+def test_a_bound_belongs_to_the_word_above(key, bounds, words):
+    for bound, below, above in zip(bounds, words, words[1:], strict=False):
+        assert scored("x", **{key: bound - 0.01}).endswith(f" is {below}.")
+        assert scored("x", **{key: bound}).endswith(f" is {above}.")
+
+
+def test_scores_in_numbers():
+    numbers = {"score_format": "numbers", "aes": 6.54, "flow": 10.25, "camera_motion": "zoom in"}
+    said = " aesthetic score: 6.5. motion score: 10.2. camera motion: zoom in."
+    assert scored("a cat", **numbers) == "a cat" + said
+    assert (
+        scored("motion score: 1", **numbers)
+        == "motion score: 1 aesthetic score: 6.5. camera motion: zoom in."
+    )
+    with pytest.raises(ValueError, match="flow='high': score_format='numbers' needs a number"):
+        scored("x", **{**numbers, "flow": "high"})
+    with pytest.raises(ValueError, match="score_format='stars': use one of words, numbers"):
+        scored("x", score_format="stars")
