@@ -146,6 +146,19 @@ def test_the_text_encoder_is_gone_when_the_first_step_runs(diffusion, cfg, tmp_p
     assert len(alive) == 2 and seen[0] == (None, None)
 
 
+def test_a_cpu_makes_one_video_after_the_other(diffusion, cfg, tmp_path, monkeypatch):
+    sizes, sample = [], diffusion.sample
+
+    def counted(batch, draws, **options):
+        sizes.append(len(draws))
+        return sample(batch, draws, **options)
+
+    monkeypatch.setattr(diffusion, "sample", counted)
+    three = [request(prompt, index=i) for i, prompt in enumerate("abc")]
+    made = list(generate(diffusion, three, {**cfg, "save_dir": tmp_path, "batch_size": 3}))
+    assert sizes == [1, 1, 1] and len(made) == 3
+
+
 def test_texts_are_encoded_once_each(diffusion, monkeypatch):
     asked = []
     encode = diffusion.text_encoder.encode

@@ -44,6 +44,7 @@ def test_more_blur_is_farther_and_noise_farthest(distance, clip):
     noise = torch.rand(clip.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
     values = [distance(clip, other).item() for other in (blurred(clip, 32), blurred(clip, 8), noise)]
     assert values == sorted(values) and values[2] > 1.5 * values[1]
+    assert values[2] < 4 * 5  # five layers of directions, each at most 4 apart
 
 
 def test_it_is_the_mean_over_frames(distance, clip):
