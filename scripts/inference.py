@@ -1,7 +1,6 @@
 """Make videos or images from prompts.
 
-    python scripts/inference.py CONFIG --prompt "a cat" [--num-frames 4s] [--resolution 360p] [--key value
-    ...]
+    python scripts/inference.py CONFIG --prompt "a cat" [--num-frames 4s] [--key value ...]
 
 --ckpt-path takes a run folder (its newest averaged weights), a weights file or folder, or a hub id.
 """

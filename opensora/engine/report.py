@@ -55,7 +55,7 @@ def memory_lines(cfg: Mapping[str, Any], total: int, trained: int) -> list[str]:
     parts = {  # with ZeRO, masters are cut over processes and the network holds working copies
         "weights": total * half if zero else total * 4,
         "fp32 masters": trained * 4 / ranks if zero else 0,
-        "gradients": trained * (half if zero else 4) / (ranks if zero == 2 else 1),
+        "gradients": trained * 4 / ranks if zero == 2 else trained * (half + 4 / ranks if zero else 4),
         "optimizer": trained * 8 / (ranks if zero else 1),
         "average": 0 if cfg["ema_decay"] is None else trained * 4 / (ranks if zero else 1),
     }

@@ -3,6 +3,7 @@
 Source: Rombach et al. 2022 (latent diffusion); Podell et al. 2023 (SDXL) for the layout of published weights.
 """
 
+import logging
 from collections.abc import Sequence
 
 from torch import Tensor, nn
@@ -45,6 +46,8 @@ class ImageVAE(nn.Module):
         micro_batch_size: int | None = 4,
     ) -> None:
         super().__init__()
+        # A package beside diffusers asks for a kernel at its import that nothing here uses.
+        logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
         try:
             from diffusers import AutoencoderKL
         except ImportError as error:
