@@ -40,10 +40,16 @@ class Autoencoding:
             raise ValueError(
                 f"mixed_frames.strategy={self.mixed['strategy']!r}: use None, 'image' or 'random'."
             )
+        names = [name for name, _ in vae.named_parameters()]
+        for prefix in frozen:
+            if not any(name.startswith(prefix) for name in names):
+                raise ValueError(
+                    f"frozen: no parameter starts with {prefix!r}; the first parts of names are "
+                    f"{', '.join(sorted({name.split('.')[0] for name in names}))}."
+                )
         for name, parameter in vae.named_parameters():
-            parameter.requires_grad_(
-                not name.startswith(tuple(frozen)) if frozen else parameter.requires_grad
-            )
+            if name.startswith(tuple(frozen)):
+                parameter.requires_grad_(False)
 
     @classmethod
     def from_config(cls, cfg: Mapping[str, Any]) -> "Autoencoding":
@@ -53,18 +59,13 @@ class Autoencoding:
             ValueError: The config asks for a loss that is not there.
         """
         loss = dict(cfg["loss"])
-        absent = [
-            name
-            for name in ("perceptual_weight", "latent_reconstruction", "image_identity")
-            if loss.get(name)
-        ]
-        if cfg["discriminator"] is not None:
-            absent.append("discriminator")
+        possible = {"perceptual_weight": 0, "logvar_init": 0, "real_reconstruction": True}
+        possible |= {"latent_reconstruction": False, "image_identity": False, "discriminator": None}
+        asked = {**loss, "discriminator": cfg["discriminator"]}
+        absent = [f"{name}={value!r}" for name, value in possible.items() if asked[name] != value]
         if absent:
             raise ValueError(
-                f"loss: {', '.join(absent)} cannot be trained by this version; set them to 0, False or None "
-                f"and "
-                f"train on pixels and the bottleneck."
+                f"loss: this version trains on pixels and the bottleneck alone; set {', '.join(absent)}."
             )
         weights = {name: loss[name] for name in ("l1_weight", "mse_weight", "kl_weight")}
         vae = build_components({"vae": cfg["vae"]}).vae
@@ -92,22 +93,16 @@ class Autoencoding:
     def evaluate(self, batch: Mapping[str, Any], num_times: int, draws: Draws) -> dict[str, float]:
         """Return error and PSNR of the reconstruction from the posterior's mean."""
         video = batch["video"].to(self.device)
-        z = self.vae.encode(video.to(next(self.vae.parameters())))
-        out = self.vae.decode(z.to(next(self.vae.parameters())))[
-            ..., : video.shape[3], : video.shape[4]
-        ].float()
-        error = out - video[:, :, : out.shape[2]].float()
+        out, target = _common(self.vae(video.to(next(self.vae.parameters()))).video, video)
+        error = out - target
         return {"l1": float(error.abs().mean()), "psnr": float(-10 * torch.log10(error.square().mean() / 4))}
 
     @torch.no_grad()
     def show(self, batch: Mapping[str, Any], path: Path) -> None:
         """Save the first clip above its reconstruction."""
         video = batch["video"][:1].to(self.device)
-        z = self.vae.encode(video.to(next(self.vae.parameters())))
-        out = self.vae.decode(z.to(next(self.vae.parameters())))[0].float().cpu()
-        out = out[..., : video.shape[3], : video.shape[4]]
-        pair = torch.cat((video[0, :, : out.shape[1]].float().cpu(), out), dim=2)
-        contact_sheet(pair, path.with_suffix(".png"))
+        out, target = _common(self.vae(video.to(next(self.vae.parameters()))).video, video)
+        contact_sheet(torch.cat((target, out), dim=3)[0].cpu(), path.with_suffix(".png"))
 
     def losses(self, batch: Mapping[str, Any], step: int = 0) -> Iterator[tuple[str, dict[str, Tensor]]]:
         """Yield the loss of a batch.
@@ -124,8 +119,8 @@ class Autoencoding:
         draws = Draws(self.seed, batch["sample"].tolist(), batch["epoch"].tolist())
         video = self._cut(batch["video"].to(self.device), step)
         out = self.forward_vae(video, draws)
-        target = video[:, :, : out.video.shape[2], : out.video.shape[3], : out.video.shape[4]]
-        error = out.video.float()[:, :, :, : target.shape[3], : target.shape[4]] - target.float()
+        decoded, target = _common(out.video, video)
+        error = decoded - target
         l1, mse = error.abs().mean(), error.square().mean()
         kl = out.regularizer.float().mean() / out.z[0].numel()
         loss = self.loss["l1_weight"] * l1 + self.loss["mse_weight"] * mse + self.loss["kl_weight"] * kl
@@ -140,3 +135,10 @@ class Autoencoding:
         if self.mixed["strategy"] == "random":
             return video[:, :, : self.vae.legal_length(int(u * frames) + 1)]
         return video
+
+
+def _common(out: Tensor, video: Tensor) -> tuple[Tensor, Tensor]:
+    """Cut a reconstruction and its video, of sizes that are no multiples of the stride, to what both have."""
+    frames, height, width = (min(a, b) for a, b in zip(out.shape[2:], video.shape[2:], strict=True))
+    out, video = (x[:, :, :frames, :height, :width].float() for x in (out, video))
+    return out, video

@@ -222,16 +222,17 @@ def test_the_loss_of_a_step_is_the_mean_over_its_batches(whole):
 
 def test_many_small_batches_are_a_few_large_ones(tmp_path):
     x = Draws(1, range(4)).normal("x", 0, (4, 3))
-    weights = []
+    weights, norms = [], []
     for parts in (4, 2, 1):
         trainer = trainer_of(tmp_path)
         rows = torch.arange(4).chunk(parts)
         batches = [{"x": x[r], "sample": r, "epoch": torch.zeros_like(r)} for r in rows]
-        for _ in range(3):
-            trainer.train_step(batches)
+        values = [trainer.train_step(batches) for _ in range(3)]
+        norms.append([float(v["grad_norm_model"]) for v in values])
         weights.append(torch.cat([p.detach().flatten() for p in trainer.task.net.parameters()]))
     torch.testing.assert_close(weights[1], weights[0], atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(weights[2], weights[0], atol=1e-6, rtol=1e-5)
+    assert norms[1] == pytest.approx(norms[0], rel=1e-5) and norms[2] == pytest.approx(norms[0], rel=1e-5)
 
 
 def test_the_rate_of_each_step_is_the_schedules(tmp_path):
