@@ -21,7 +21,7 @@ demo: setup ## train a tiny model and sample a video
 	$(BIN)/python scripts/demo.py $(ARGS)
 
 test: setup ## the fast tests, ARGS='tests/models -k name'
-	$(BIN)/python -m pytest -q --durations=10 $(ARGS)
+	$(BIN)/python -m pytest -q --durations=10 -n 2 --dist loadfile $(ARGS)
 
 test-slow: setup ## the slow tests
 	$(BIN)/python -m pytest -q --durations=10 -m slow $(ARGS) || { code=$$?; test $$code -eq 5; }

@@ -1,5 +1,6 @@
 """Settings and fixtures for all tests."""
 
+import logging
 import os
 import runpy
 from collections.abc import Callable
@@ -13,6 +14,15 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+@pytest.fixture(autouse=True)
+def fresh_logger() -> None:
+    """Let each test set up the logger again, whatever level an earlier one gave it."""
+    logger = logging.getLogger("opensora")
+    logger.handlers.clear()
+    logger.disabled, logger.propagate = False, True
+    logging.disable(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")

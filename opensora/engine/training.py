@@ -81,6 +81,7 @@ def train(cfg: Any, make_task: Callable[[Mapping[str, Any]], Any], dry_run: bool
         if dry_run:
             report_run(cfg, make_task, data)
             return None
+        check_packages(cfg["tensorboard"], cfg["wandb"])
         build_engine(cfg["plugin"], cfg["dtype"], {}, {})  # finds what it lacks before a network is built
         seed_everything(cfg["seed"])
         try:
@@ -111,7 +112,6 @@ def _check(cfg: Any) -> TrainerSettings:
         )
     if cfg["start_from_scratch"] and cfg["load"] is None:
         raise ValueError("start_from_scratch=True: it needs a checkpoint; give --load, or set it to False.")
-    check_packages(cfg["tensorboard"], cfg["wandb"])
     one = nn.Linear(1, 1)
     set_attention_backend(one, cfg["attention_backend"])
     build_optimizer(one, cfg["optimizer"])

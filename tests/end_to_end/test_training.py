@@ -210,7 +210,8 @@ def test_dry_run_of_a_published_stage(scripts, tmp_path, capsys):
         for i, (n, h, w) in enumerate(kinds)
     ]
     table = scripts.write_table(tmp_path / "table.csv", rows)
-    words = [str(CONFIGS / "stage1.py"), "--data-path", str(table), "--outputs", str(tmp_path / "outputs")]
+    words = [str(CONFIGS / "stage1.py"), "--data-path", str(table), "--num-workers", "0"]
+    words += ["--outputs", str(tmp_path / "outputs")]
     before = time.perf_counter()
     scripts.here(str(ROOT / "scripts/train.py"), *words, "--dry-run")
     assert time.perf_counter() - before < 60
