@@ -27,6 +27,6 @@ def test_the_demo_learns_its_clips(root, tmp_path):
         "vae/loss.png",
         "stdit3/loss.png",
         "samples/sample_0000.mp4",
-        "samples/sample_0000.png",
+        "samples/sample_0000_sheet.png",
     ):
         assert (folder / name).stat().st_size > 0
