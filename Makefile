@@ -40,4 +40,5 @@ golden: setup ## compare with the vectors of the reference in GOLDEN_DIR
 	$(BIN)/python tests/golden/run.py $(GOLDEN_DIR) $(ARGS)
 
 bench: setup ## measure speed and memory
+	@test -d benchmarks || { echo 'benchmarks: not in this version yet'; exit 1; }
 	$(BIN)/python -m benchmarks $(ARGS)
