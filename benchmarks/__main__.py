@@ -1,0 +1,37 @@
+"""Run benchmarks by name: one line of JSON per figure; status 1 if one misses its aim.
+
+python -m benchmarks stdit3 vae
+"""
+
+import argparse
+import importlib
+import pkgutil
+import sys
+
+import benchmarks
+
+_NOT_A_BENCHMARK = ("__main__", "measure")
+
+
+def main() -> int:
+    """Run what the command line names, and return the exit status."""
+    names = sorted(
+        m.name for m in pkgutil.iter_modules(benchmarks.__path__) if m.name not in _NOT_A_BENCHMARK
+    )
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("names", nargs="+", choices=names, metavar="NAME", help=", ".join(names))
+    missed = []
+    for name in parser.parse_args().names:
+        for measure in importlib.import_module(f"benchmarks.{name}").run():
+            print(measure.line(), flush=True)
+            if measure.ok is False:
+                missed.append(measure.name)
+    if missed:
+        print(f"aims missed: {', '.join(missed)}", file=sys.stderr)
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

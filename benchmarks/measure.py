@@ -1,0 +1,113 @@
+"""Measures: a figure with its unit, its aim and its conditions; interleaved timing and peak memory."""
+
+import ctypes
+import gc
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+_STATUS = Path("/proc/self/status")
+_CLEAR = Path("/proc/self/clear_refs")
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One figure.
+
+    Args:
+        name: What was measured, as a path: "stdit3/16x8x32x32/windowed/fp32/forward".
+        value: The figure.
+        unit: Its unit: "ms", "MiB", "x" for a ratio.
+        at_most: The aim, where smaller is better; None for no such aim.
+        at_least: The aim, where larger is better; None for no such aim.
+        conditions: What the figure depends on, beside the machine.
+    """
+
+    name: str
+    value: float
+    unit: str
+    at_most: float | None = None
+    at_least: float | None = None
+    conditions: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def ok(self) -> bool | None:
+        """Whether the aim is met; None without an aim."""
+        if self.at_most is None and self.at_least is None:
+            return None
+        above = self.at_least is None or self.value >= self.at_least
+        return above and (self.at_most is None or self.value <= self.at_most)
+
+    def line(self) -> str:
+        """Return the figure as one line of JSON."""
+        aim = None if self.ok is None else f"<= {self.at_most}" if self.at_least is None else None
+        if aim is None and self.at_least is not None:
+            aim = f">= {self.at_least}"
+        value = float(f"{self.value:.5g}")
+        row = {"name": self.name, "value": value, "unit": self.unit, "aim": aim, "ok": self.ok}
+        return json.dumps({**row, "conditions": {**self.conditions, **machine()}})
+
+
+@cache
+def machine() -> dict[str, Any]:
+    """Return what every figure depends on: processor, cores in use, versions."""
+    import torch
+
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [x.partition(":")[2].strip() for x in cpuinfo.read_text().splitlines() if "model name" in x]
+        model = names[0] if names else model
+    return {"cpu": model, "cores": os.cpu_count(), "torch": torch.__version__}
+
+
+def interleaved(
+    calls: Mapping[str, Callable[[], Any]], repeats: int = 7, warm_up: int = 1
+) -> dict[str, float]:
+    """Time calls one after the other, round by round, so that a slow minute touches all of them.
+
+    Args:
+        calls: What to time, by name.
+        repeats: Rounds that count.
+        warm_up: Rounds before them.
+
+    Returns:
+        The median of each call in seconds.
+    """
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(warm_up + repeats):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            if turn >= warm_up:
+                times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def peak_memory(call: Callable[[], Any]) -> float:
+    """Return by how many MiB the process grows at most during a call, above its size before.
+
+    Memory that freed tensors have left in the allocator is given back first, so it does not hide growth.
+
+    Raises:
+        OSError: The system has no /proc, or does not let a process reset its own peak.
+    """
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    _CLEAR.write_text("5")  # resets the peak of this process
+    before = _status("VmRSS")
+    call()
+    return (_status("VmHWM") - before) / 1024
+
+
+def _status(key: str) -> int:
+    """Return a line of the process's status in KiB."""
+    line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(key))
+    return int(line.split()[1])

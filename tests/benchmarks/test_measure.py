@@ -1,0 +1,46 @@
+"""Measures: aims, lines, interleaving, peak memory."""
+
+import json
+import time
+
+import pytest
+import torch
+
+from benchmarks.measure import Measure, interleaved, peak_memory
+
+
+@pytest.mark.parametrize(
+    ("value", "aim", "ok", "text"),
+    [
+        (1.0, {}, None, None),
+        (1.0, {"at_most": 1.15}, True, "<= 1.15"),
+        (1.2, {"at_most": 1.15}, False, "<= 1.15"),
+        (2.0, {"at_least": 2.0}, True, ">= 2.0"),
+        (1.9, {"at_least": 2.0}, False, ">= 2.0"),
+    ],
+)
+def test_a_line_says_whether_the_aim_is_met(value, aim, ok, text):
+    line = json.loads(Measure("a/b", value, "x", **aim, conditions={"threads": 2}).line())
+    assert (line["value"], line["ok"], line["aim"]) == (value, ok, text)
+    assert line["conditions"]["threads"] == 2
+    assert line["conditions"]["torch"] == torch.__version__
+
+
+def test_calls_take_turns_and_the_median_ignores_one_slow_round():
+    order = []
+    slow = iter([0.0, 0.2, 0.0, 0.0])
+
+    def first():
+        order.append("a")
+        time.sleep(next(slow))
+
+    times = interleaved({"a": first, "b": lambda: order.append("b")}, repeats=3, warm_up=1)
+    assert order == ["a", "b"] * 4
+    assert times["a"] < 0.1
+
+
+def test_peak_memory_sees_what_a_call_frees_again():
+    size = 64 << 20
+    found = peak_memory(lambda: torch.ones(size, dtype=torch.uint8))
+    assert 60 < found < 80
+    assert peak_memory(lambda: None) < 4
