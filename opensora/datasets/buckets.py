@@ -12,8 +12,11 @@ from opensora.datasets.resolutions import area, sizes
 PURPOSES = ("train", "evaluate", "search")
 
 # Why a clip is in no bucket, the nearest miss first: of all resolutions, the nearest miss counts.
-REASONS = ("taken", "probability", "too short", "no bucket for images", "no bucket for videos", "too small")
-TAKEN, PROBABILITY, TOO_SHORT, NO_IMAGES, NO_VIDEOS, TOO_SMALL = range(len(REASONS))
+REASONS = (
+    *("taken", "probability", "too short", "no bucket for images", "no bucket for videos", "too small"),
+    "excluded",
+)
+TAKEN, PROBABILITY, TOO_SHORT, NO_IMAGES, NO_VIDEOS, TOO_SMALL, EXCLUDED = range(len(REASONS))
 
 MIN_AREA = 0.8  # of the nominal area of a resolution: a clip with fewer pixels is too small for it
 _ROWS_AT_ONCE = 1 << 18  # bounds the memory of comparing clips with all aspect ratios
@@ -75,6 +78,12 @@ class BucketTable:
     def counts(self) -> dict[str, int]:
         """Return how many rows have each reason."""
         return dict(zip(REASONS, np.bincount(self.reason, minlength=len(REASONS)).tolist(), strict=True))
+
+    def without(self, rows: np.ndarray) -> "BucketTable":
+        """Return the table with rows in no bucket, because the run excludes them."""
+        shape, reason = self.shape.copy(), self.reason.copy()
+        shape[rows], reason[rows] = -1, EXCLUDED
+        return BucketTable(shape, reason)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import numpy as np
 
 from opensora.datasets.buckets import (
+    EXCLUDED,
     MIN_AREA,
     NO_IMAGES,
     NO_VIDEOS,
@@ -82,6 +83,8 @@ def _take_more(
     reason = int(table.reason.min())
     rows = table.reason == reason
     resolution = buckets.buckets[-1].resolution
+    if reason == EXCLUDED:
+        return "All rows are excluded: mend the files, and remove them from the quarantine."
     if reason == PROBABILITY:
         return "Clips fit, but probabilities refuse them all: raise them in bucket_config."
     if reason == TOO_SHORT:

@@ -1,13 +1,16 @@
 """TrainingData: the plan of each epoch and the batches of this process."""
 
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from opensora.acceleration.parallel import all_equal, parallel_state
+from opensora.acceleration.parallel import all_equal, broadcast_text, parallel_state
+from opensora.datasets.epoch_plan import EpochPlan
 from opensora.datasets.loader import build_buckets, build_dataloader
-from opensora.datasets.samplers import BucketSampler, EpochPlan, Planner
+from opensora.datasets.planner import Planner
+from opensora.datasets.samplers import BucketSampler
 from opensora.registry import DATASETS, build, fill_in
 
 
@@ -19,6 +22,11 @@ class TrainingData:
             `num_workers`, `prefetch_factor`, `seed`.
         batches_per_step: Batches of a step over all processes, of a run that is continued; None takes the
             config's.
+        excluded: Called on the main process at the start of each later epoch; returns the rows, int64 [E],
+            that no process takes in it. The plan of a running epoch never changes.
+
+    Attributes:
+        excluded: As above; may be set until the first epoch ends.
 
     Raises:
         ValueError: The table, the buckets and the number of processes do not make a plan; says what to
@@ -26,7 +34,13 @@ class TrainingData:
         FileNotFoundError: There is no such table.
     """
 
-    def __init__(self, cfg: Mapping[str, Any], batches_per_step: int | None = None) -> None:
+    def __init__(
+        self,
+        cfg: Mapping[str, Any],
+        batches_per_step: int | None = None,
+        excluded: Callable[[], np.ndarray] | None = None,
+    ) -> None:
+        self.excluded = excluded
         processes = parallel_state()
         self.world_size = processes.data_size
         if batches_per_step is not None and cfg["batches_per_step"] not in (None, batches_per_step):
@@ -74,7 +88,7 @@ class TrainingData:
     def batches(self, epoch: int, start_step: int) -> Iterator[list[dict[str, Any]]]:
         """Yield for each step from `start_step` on the batches of this process."""
         while self.plan.epoch < epoch:
-            self.sampler.next_epoch()
+            self.sampler.next_epoch(self._excluded_now())
         if self.plan.epoch != epoch:
             raise ValueError(f"epoch {epoch} lies behind epoch {self.plan.epoch}, which has been planned.")
         self._check_plan()
@@ -84,13 +98,14 @@ class TrainingData:
             yield [next(batches) for _ in range(self.accumulation)]
 
     def state(self) -> dict[str, Any]:
-        """Return the plan's hash and the rows that it carries, as JSON."""
+        """Return the plan's hash, and the rows that it carries and excludes, as JSON."""
         return {
             "key": self.plan.key,
             "hash": self.plan.hash,
             "epoch": self.plan.epoch,
             "batches_per_step": self.plan.batches_per_step,
             "carried": self.plan.carried.tolist(),
+            "excluded": self.plan.excluded.tolist(),
         }
 
     def load(self, state: dict[str, Any]) -> None:
@@ -102,7 +117,7 @@ class TrainingData:
         if self.plan.hash == state["hash"]:
             return
         carried = np.array(state["carried"], dtype=np.int64).reshape(-1, 2)
-        plan = self.planner.plan(state["epoch"], carried)
+        plan = self.planner.plan(state["epoch"], carried, state["excluded"])
         if plan.hash != state["hash"]:
             raise ValueError(
                 f"the checkpoint was trained on another plan (hash {state['hash']}, now {plan.hash}): the "
@@ -111,6 +126,13 @@ class TrainingData:
                 "CHECKPOINT --start-from-scratch --run-name NEW."
             )
         self.sampler.set_plan(plan)
+
+    def _excluded_now(self) -> np.ndarray:
+        """Return the same rows on every process. Shape [E]."""
+        own = None
+        if self.excluded is not None and parallel_state().is_main:
+            own = json.dumps(np.asarray(self.excluded(), dtype=np.int64).tolist())
+        return np.array(json.loads(broadcast_text(own) or "[]"), dtype=np.int64)
 
     def _check_plan(self) -> None:
         if not all_equal(self.plan.hash):

@@ -5,7 +5,8 @@ import torch
 
 from opensora.datasets.buckets import Buckets
 from opensora.datasets.loader import build_buckets, build_dataloader, collate
-from opensora.datasets.samplers import BucketSampler, Planner
+from opensora.datasets.planner import Planner
+from opensora.datasets.samplers import BucketSampler
 from opensora.datasets.video import VideoDataset
 
 

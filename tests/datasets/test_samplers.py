@@ -1,10 +1,14 @@
 """Plans of epochs: what holds for every table, every config and every number of processes."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from opensora.datasets.buckets import Buckets, ClipIndex
-from opensora.datasets.samplers import BucketSampler, EpochPlan, Planner, make_plan
+from opensora.datasets.buckets import REASONS, Buckets, ClipIndex
+from opensora.datasets.epoch_plan import EpochPlan
+from opensora.datasets.planner import Planner
+from opensora.datasets.samplers import BucketSampler
 
 STAGE = {  # of a published training: images and clips of five lengths
     "360p": {1: (1.0, 60), 49: (1.0, 5), 65: (1.0, 3), 81: (1.0, 3), 97: (1.0, 2), 113: (1.0, 2)},
@@ -107,21 +111,21 @@ def test_resuming_is_an_offset(ranks, tmp_path):
 
 
 def test_a_plan_is_a_function_of_its_inputs():
-    columns, buckets = table(2, 300), Buckets({"144p": {1: (0.5, 3), 16: (0.7, 2)}})
-    base = make_plan("table", columns, buckets, 2, 9, 0)
-    assert make_plan("table", columns, buckets, 2, 9, 0).hash == base.hash
-    other_rows = tuple(column.copy() for column in columns)
-    other_rows[0][0] += 40
+    buckets = Buckets({"144p": {1: (0.5, 3), 16: (0.7, 2)}})
+    base = Planner("table", table(2, 300), buckets, 2, 9)
+    plan = base.plan(0)
+    assert replace(base).plan(0).hash == plan.hash
     changes = [
-        make_plan("other", columns, buckets, 2, 9, 0),
-        make_plan("table", columns, Buckets({"144p": {1: (0.5, 3), 16: (0.7, 4)}}), 2, 9, 0),
-        make_plan("table", columns, buckets, 1, 9, 0),
-        make_plan("table", columns, buckets, 2, 8, 0),
-        make_plan("table", columns, buckets, 2, 9, 1),
-        make_plan("table", columns, buckets, 2, 9, 0, base.carry),
-        make_plan("table", columns, buckets, 2, 9, 0, frame_interval=2),
+        replace(base, table_fingerprint="other").plan(0),
+        replace(base, buckets=Buckets({"144p": {1: (0.5, 3), 16: (0.7, 4)}})).plan(0),
+        replace(base, batches_per_step=1).plan(0),
+        replace(base, seed=8).plan(0),
+        replace(base, frame_interval=2).plan(0),
+        base.plan(1),
+        base.plan(0, carry=plan.carry),
+        base.plan(0, excluded=plan.rows[:1]),
     ]
-    assert len({plan.hash for plan in changes} | {base.hash}) == len(changes) + 1
+    assert len({plan.hash for plan in changes} | {plan.hash}) == len(changes) + 1
 
 
 def test_what_is_left_over_goes_first():
@@ -159,9 +163,28 @@ def test_left_over_clips_keep_their_bucket():
     assert set(plan.carry[:, 0].tolist()) <= set(rows_of(after)) | left
 
 
+def test_excluded_rows_are_in_no_plan(tmp_path):
+    planner = Planner("table", table(6, 200), Buckets({"144p": {1: (1.0, 7), 16: (0.9, 5)}}), 2, 3)
+    before = planner.plan(0)
+    gone = np.concatenate([before.carry[:2, 0], before.rows[:3]])
+    plan = planner.plan(1, before.carry, np.concatenate([gone, gone[:1]]))
+    assert plan.excluded.tolist() == sorted(gone.tolist())
+    everywhere = [*rows_of(plan), *plan.carry[:, 0].tolist(), *plan.carried[:, 0].tolist()]
+    assert not set(gone.tolist()) & set(everywhere)
+    assert set(before.carry[2:, 0].tolist()) <= set(everywhere)
+    assert plan.counts["excluded"] == 5
+    assert sum(plan.counts[name] for name in REASONS) == 200
+    plan.save(tmp_path / "plan.npz")
+    assert planner.load(tmp_path / "plan.npz").excluded.tolist() == plan.excluded.tolist()
+    with pytest.raises(ValueError, match="this table has 200 rows"):
+        planner.plan(1, excluded=np.array([200]))
+    with pytest.raises(ValueError, match=r"200 excluded(.|\n)*mend the files"):
+        planner.plan(1, excluded=np.arange(200))
+
+
 def test_steps_cost_the_same_on_all_processes():
     columns = table(3, 6000, lengths=(1, 1, 1, 1, 1, 1, 1, 1, 49, 65, 81, 97, 113))
-    plan = make_plan("table", columns, Buckets(STAGE), 8, 0, 0)
+    plan = Planner("table", columns, Buckets(STAGE), 8, 0).plan(0)
     costs = plan.costs.reshape(-1, 8)
     ratio = costs.max(1) / costs.mean(1)
     assert ratio.mean() < 1.05
@@ -205,7 +228,7 @@ def test_wrong_numbers():
     with pytest.raises(ValueError, match="start_step=999"):
         BucketSampler(planner, 0, 2, start_step=999)
     with pytest.raises(ValueError, match="at least one batch"):
-        make_plan("table", planner.columns, planner.buckets, 0, 0, 0)
+        replace(planner, batches_per_step=0).plan(0)
     with pytest.raises(ValueError, match="another table or bucket_config"):
         planner.plan(1, np.array([[500, 0]]))
 
@@ -239,11 +262,11 @@ EMPTY_PLANS = [
 def test_no_step_is_an_error_with_a_remedy(length, height, width, rows, lengths, n, message):
     columns = tuple(np.full(rows, value) for value in (length, height, width))
     with pytest.raises(ValueError, match=message):
-        make_plan("table", columns, Buckets({"360p": lengths}), n, 0, 0)
+        Planner("table", columns, Buckets({"360p": lengths}), n, 0).plan(0)
 
 
 def test_the_remedies_work():
     """What the errors above propose gives a step."""
     columns = tuple(np.full(3, value) for value in (30, 360, 640))
     for config, n in [({"360p": {30: (1.0, 3)}}, 1), ({"360p": {30: (1.0, 1)}}, 3)]:
-        assert make_plan("table", columns, Buckets(config), n, 0, 0).num_steps == 1
+        assert Planner("table", columns, Buckets(config), n, 0).plan(0).num_steps == 1

@@ -161,6 +161,37 @@ def test_a_signal_saves_and_stops_after_the_step(whole, tmp_path):
     assert same(whole.folder, tmp_path) and read_log(tmp_path) == whole.log
 
 
+def test_excluded_rows_leave_at_the_next_epoch_and_resuming_leaves_the_same(tmp_path):
+    bad, asked = [], []
+
+    def excluded():
+        asked.append(len(bad))
+        return np.array(bad)
+
+    def run(folder, **settings):
+        data = data_of()
+        data.excluded = excluded
+        return trainer_of(folder, data=data, epochs=3, max_steps=None, **settings)
+
+    def spoil(step):
+        bad[:] = [3, 7]
+        return 0.0
+
+    whole = run(tmp_path / "whole", ckpt_every=1, task=Task(spoil))
+    whole.fit()
+    assert asked == [2, 2]  # once for each epoch after the first
+    rows = [{n for _, samples, epochs in whole.task.seen if e in epochs for n in samples} for e in range(3)]
+    assert {3, 7} & rows[0]  # the plan of the running epoch stands
+    assert not {3, 7} & (rows[1] | rows[2])
+    step = next(s for s, _, epochs in whole.task.seen if 1 in epochs)
+    bad[:] = [3, 7, 9, 11]  # found since: of no concern to the epoch that goes on
+    resumed = run(tmp_path / "resumed")
+    resumed.load(list_checkpoints(tmp_path / "whole")[step])
+    resumed.fit()
+    of_epoch = [batch for batch in whole.task.seen if 1 in batch[2] and batch[0] > step]
+    assert of_epoch and resumed.task.seen[: len(of_epoch)] == of_epoch
+
+
 def test_epochs_end_a_run_too(tmp_path):
     state = trainer_of(tmp_path, epochs=2, max_steps=None, ckpt_every=1).fit()
     assert state.epoch == 2

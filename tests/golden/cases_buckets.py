@@ -11,7 +11,8 @@ import numpy as np
 
 from opensora.datasets import resolutions, video_io
 from opensora.datasets.buckets import Buckets
-from opensora.datasets.samplers import BucketSampler, Planner
+from opensora.datasets.planner import Planner
+from opensora.datasets.samplers import BucketSampler
 from opensora.datasets.transforms import temporal_indices
 
 
