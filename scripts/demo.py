@@ -1,6 +1,6 @@
 """The demo: real clips, a tiny autoencoder, a tiny STDiT3, and videos from prompts, on a laptop.
 
-    python scripts/demo.py [--folder outputs/demo] [--processes 2]
+    python scripts/demo.py [--folder outputs/demo] [--processes N]
 
 Every step runs the scripts that real runs use. The training of the denoiser is killed once on purpose and
 continued.
@@ -39,8 +39,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--folder", type=Path, default=Path("outputs/demo"))
-    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--processes", type=int, help="default: 2, or 1 on a machine with one GPU")
     args = parser.parse_args()
+    processes = args.processes or default_processes()
     start = time.perf_counter()
     table = prepare_clips(args.folder)
     launch = [
@@ -49,7 +50,7 @@ def main() -> None:
         "torch.distributed.run",
         "--standalone",
         "--nproc_per_node",
-        str(args.processes),
+        str(processes),
     ]
     common = ["--data-path", str(table), "--outputs", str(args.folder)]
     say("1/5 autoencoder")
@@ -81,6 +82,13 @@ def main() -> None:
     print(f"picture: {args.folder / 'demo.png'} (left: training clips, right: generated)")
     print(f"losses: {args.folder / 'vae' / 'loss.png'}, {args.folder / 'stdit3' / 'loss.png'}")
     print(f"took {(time.perf_counter() - start) / 60:.1f} minutes")
+
+
+def default_processes() -> int:
+    """Return 2, the batches of a step, or 1 where there is one GPU: each process needs its own."""
+    import torch
+
+    return 1 if torch.cuda.device_count() == 1 else 2
 
 
 def say(text: str) -> None:

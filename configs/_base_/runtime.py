@@ -48,6 +48,6 @@ validation = dict(
     sample=True,  # also save a sample for the first caption, in samples/ of the run folder
 )
 patience = 20  # steps in a row that may be skipped, because numbers are not finite, before the run stops
-wandb = False  # also log to Weights & Biases (sends numbers to its server)
+wandb = False  # also log to Weights & Biases: into files, or to its server with WANDB_MODE=online
 tensorboard = False  # also write TensorBoard files
 record_time = False  # time the phases of each step

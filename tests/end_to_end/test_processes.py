@@ -202,8 +202,15 @@ def test_a_run_of_one_goes_on_with_two(scripts, two, one_process, zero2_captions
 
 @pytest.mark.dist
 def test_more_processes_than_a_step_has_batches(scripts, denoiser, tmp_path):
-    output = scripts.finish(
-        scripts.start(*denoiser(tmp_path, "--batches-per-step", 1), processes=2), status=2
-    )
-    said = "error: batches_per_step=1 cannot be shared by 2 processes; start as many processes as divide it"
-    assert output.count(said) == output.count("\n") == 2
+    command = denoiser(tmp_path, "--batches-per-step", 1)
+    output = scripts.finish(scripts.start(*command, processes=2), status=2)
+    said = ": batches_per_step=1 cannot be shared by 2 processes; start as many processes as divide it"
+    assert output.count(f"error{said}") == output.count(f"error in process 1{said}") == 1
+    assert output.count("\n") == 2
+
+
+@pytest.mark.dist
+def test_torchrun_says_what_is_wrong_once(scripts, denoiser, tmp_path):
+    command = denoiser(tmp_path, "--batches-per-step", 1)
+    output = scripts.finish(scripts.start(*command, processes=2, torchrun=True), status=1)
+    assert output.count("cannot be shared by 2 processes") == 1

@@ -1,5 +1,6 @@
 import pytest
 
+from opensora.utils import user_errors
 from opensora.utils.logging import get_logger
 from opensora.utils.user_errors import one_line_errors
 
@@ -20,6 +21,16 @@ def test_an_error_becomes_one_line_and_status_2(error, line, capsys):
         raise error
     assert caught.value.code == 2
     assert capsys.readouterr().err == line
+
+
+def test_other_processes_wait_and_say_who_they_are(monkeypatch, capsys):
+    waited = []
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setattr(user_errors.time, "sleep", waited.append)
+    with pytest.raises(SystemExit), one_line_errors():
+        raise ValueError("lr=-1: use a number above 0.")
+    assert capsys.readouterr().err == "error in process 3: lr=-1: use a number above 0.\n"
+    assert waited == [3.0]
 
 
 def test_errors_of_ours_and_success_pass():
