@@ -37,7 +37,7 @@ AT_THE_TOP = {
     "tqdm",
     "opensora",
 }
-OPTIONAL = {"flash_attn", "apex", "wandb", "timm"}  # chosen by the user, never installed by us
+OPTIONAL = {"flash_attn", "apex", "wandb", "timm", "torchcodec"}  # chosen by the user, never installed by us
 NEVER_IN_CORE = {"torchvision", "timm", "xformers", "pandarallel"}
 # Import names whose package is called otherwise, or comes with another.
 DISTRIBUTIONS = {

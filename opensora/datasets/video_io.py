@@ -1,14 +1,10 @@
 """Clips and images as files: reading by exact frame number, and writing.
 
-The only file that sees `uint8 [T, H, W, C]`; everywhere else a video is float `[C, T, H, W]` in [-1, 1].
+The only file that gives `uint8 [T, H, W, C]`; everywhere else a video is float `[C, T, H, W]` in [-1, 1].
 """
 
-import bisect
 import os
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
@@ -20,18 +16,15 @@ from einops import rearrange
 from PIL import Image, ImageDraw, ImageOps
 from torch import Tensor
 
+from opensora.datasets.decoding import Scale, decode_all, read_pyav, read_torchcodec, too_short
+from opensora.datasets.frame_index import frame_index
+from opensora.datasets.reading import ClipError, Deadline, ReadOptions, guarded
+
 VIDEO_EXTENSIONS = (".mp4", ".avi", ".mov", ".mkv")
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 IMAGE_FPS = 120.0  # the published networks learned this number as the mark of an image
-UNKNOWN_FPS = 24.0  # of a file that does not say
 
-_SEEK_GAP = 8  # frames: across a smaller gap, decoding is cheaper than another seek
-_CACHED_FRAMES = 1 << 20  # the indices that a process keeps, in frames of 8 bytes each
-_UNREADABLE = (av.FFmpegError, OSError, ValueError, EOFError, Image.DecompressionBombError)
-
-
-class ClipError(Exception):
-    """A clip or image cannot be read as asked. The message names the file and the remedy."""
+_PUBLISHED = ReadOptions()  # as the published training read: PyAV
 
 
 class ClipInfo(NamedTuple):
@@ -41,26 +34,6 @@ class ClipInfo(NamedTuple):
     height: int
     width: int
     fps: float
-
-
-@dataclass(frozen=True)
-class _Index:
-    """Presentation times of a file.
-
-    Args:
-        pts: Times of all frames in order of presentation. int64, shape [T].
-        keys: Positions in `pts` where decoding can start.
-        exact: Whether `pts` names every frame; else frames are only countable by decoding from the start.
-        fps: Average frames per second.
-    """
-
-    pts: np.ndarray
-    keys: list[int]
-    exact: bool
-    fps: float
-
-
-_indices: OrderedDict[tuple[str, int, int], _Index] = OrderedDict()
 
 
 def is_image(path: str) -> bool:
@@ -73,77 +46,76 @@ def is_video(path: str) -> bool:
     return Path(path).suffix.lower() in VIDEO_EXTENSIONS
 
 
-def probe(path: str) -> ClipInfo:
+def probe(path: str, options: ReadOptions = _PUBLISHED) -> ClipInfo:
     """Read length, size and rate of a clip or image.
 
     The length is counted from the packets, since the count in a header is often wrong. One frame is decoded
     for the displayed size.
 
     Raises:
-        ClipError: The file is missing, has another format, or has no picture.
+        ClipError: The file is missing, has another format, has no picture, or takes too long.
     """
     if is_image(path):
-        with _reading(path), Image.open(path) as image:
-            turned = image.getexif().get(0x0112, 1) >= 5  # EXIF orientations 5 to 8 lie on their side
-            width, height = image.size[::-1] if turned else image.size
-        return ClipInfo(1, height, width, IMAGE_FPS)
-    index = _index(path)
-    with _reading(path):
-        first = next(_decode(path, None), None)
-    if first is None:
-        raise ClipError(f"{path}: no frame can be decoded; remove the file from the table or re-encode it.")
-    height, width = (first.width, first.height) if first.rotation % 180 else (first.height, first.width)
-    num_frames = len(index.pts)
-    if not index.exact:
-        with _reading(path):
-            num_frames = sum(1 for _ in _decode(path, None))
-    return ClipInfo(num_frames, height, width, index.fps)
+        return guarded(path, options, lambda deadline: _probe_image(path))
+    _check_extension(path)
+    return guarded(path, options, lambda deadline: _probe_video(path, deadline))
 
 
-def clip_fps(path: str) -> float:
+def clip_fps(path: str, options: ReadOptions = _PUBLISHED) -> float:
     """Return the average frames per second of a file; 120 for an image, 24 if a video does not say.
 
     Raises:
         ClipError: The file cannot be read.
     """
-    return IMAGE_FPS if is_image(path) else _index(path).fps
+    if is_image(path):
+        return IMAGE_FPS
+    _check_extension(path)
+    return guarded(path, options, lambda deadline: frame_index(path, deadline).fps)
 
 
-def read_clip(path: str, indices: Sequence[int]) -> Tensor:
+def read_clip(
+    path: str, indices: Sequence[int], options: ReadOptions = _PUBLISHED, scale: Scale | None = None
+) -> Tensor:
     """Read frames of a video by their numbers.
 
     A table of presentation times, made once per file without decoding, turns numbers into times. Reading
-    seeks to the key frame before the first one and decodes what lies between. A file whose times do not name
-    its frames is decoded from the start.
+    seeks to the key frame before the first one and decodes what the wanted frames need. A file whose times do
+    not name its frames is decoded from the start.
 
     Args:
         path: A video file.
         indices: Frame numbers from 0, in any order; a number may repeat. Length T.
+        options: Back end and limits.
+        scale: Called with the displayed (height, width); gives those that FFmpeg scales the frames to, with a
+            low-pass filter. None keeps their size.
 
     Returns:
         uint8 RGB, rotated as the file asks. Shape [T, H, W, 3].
 
     Raises:
-        ClipError: The file is missing or damaged, or is shorter than asked.
-        ValueError: There are no numbers, or one is negative.
+        ClipError: The file is missing or damaged, takes too long, or is shorter than asked.
+        ImportError: The back end is not installed.
+        ValueError: There are no numbers, one is negative, or the back end does not scale.
     """
     wanted = [int(i) for i in indices]
     if not wanted or min(wanted) < 0:
         raise ValueError(f"{path}: frame numbers {wanted}; give at least one, from 0.")
-    index = _index(path)
-    if index.exact and max(wanted) >= len(index.pts):
-        raise _too_short(path, max(wanted), len(index.pts))
-    with _reading(path):
-        frames = _seek_frames(path, index, wanted) if index.exact else None
-        if frames is None:
-            frames = _count_frames(path, wanted)
-    shapes = {frame.shape for frame in frames.values()}
-    if len(shapes) > 1:
-        raise ClipError(f"{path}: the picture changes its size, {sorted(shapes)}; re-encode the file.")
-    return torch.from_numpy(np.stack([frames[i] for i in wanted]))  # [T, H, W, 3]
+    if scale is not None and options.reader != "pyav":
+        raise ValueError(f"reader={options.reader!r} does not scale; use reader='pyav'.")
+    _check_extension(path)
+
+    def read(deadline: Deadline) -> Tensor:
+        index = frame_index(path, deadline)
+        if index.exact and max(wanted) >= len(index.pts):
+            raise too_short(path, max(wanted), len(index.pts))
+        if options.reader == "torchcodec" and index.exact:
+            return read_torchcodec(path, index, wanted, deadline)
+        return read_pyav(path, index, wanted, scale, deadline)
+
+    return guarded(path, options, read)
 
 
-def read_image(path: str) -> Tensor:
+def read_image(path: str, options: ReadOptions = _PUBLISHED) -> Tensor:
     """Read an image as a video of one frame.
 
     Returns:
@@ -152,9 +124,12 @@ def read_image(path: str) -> Tensor:
     Raises:
         ClipError: The file is missing or is no image.
     """
-    with _reading(path), Image.open(path) as image:
-        array = np.array(ImageOps.exif_transpose(image).convert("RGB"))
-    return torch.from_numpy(array)[None]  # [1, H, W, 3]
+
+    def read(deadline: Deadline) -> Tensor:
+        with Image.open(path) as image:
+            return torch.from_numpy(np.array(ImageOps.exif_transpose(image).convert("RGB")))
+
+    return guarded(path, options, read)[None]  # [1, H, W, 3]
 
 
 def to_uint8(video: Tensor) -> Tensor:
@@ -288,138 +263,28 @@ def _atomic(path: Path, write: Callable[[Path], None]) -> Path:
     return path
 
 
-@contextmanager
-def _reading(path: str) -> Iterator[None]:
-    """Turn what the readers raise for a bad file into a ClipError."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise ClipError(
-            f"{path}: no such file. Correct the column path of the table; relative paths start at "
-            f"{os.getcwd()}."
-        ) from None
-    except _UNREADABLE as error:
-        raise ClipError(
-            f"{path}: cannot be read ({error}); remove it from the table or re-encode it."
-        ) from error
-
-
-def _too_short(path: str, number: int, total: int) -> ClipError:
-    return ClipError(
-        f"{path}: frame {number} was asked, the file has {total}. Correct num_frames in the table, "
-        "or leave the column out and set dataset.probe=True."
-    )
-
-
-def _index(path: str) -> _Index:
-    """Return the index of a file, from the cache if the file has not changed."""
+def _check_extension(path: str) -> None:
     if not is_video(path):
         raise ClipError(
             f"{path}: unknown extension. Videos are {' '.join(VIDEO_EXTENSIONS)}, images "
             f"{' '.join(IMAGE_EXTENSIONS)}."
         )
-    with _reading(path):
-        stat = os.stat(path)
-        key = (path, stat.st_mtime_ns, stat.st_size)
-        if key not in _indices:
-            _indices[key] = _make_index(path)
-    _indices.move_to_end(key)
-    while len(_indices) > 1 and sum(len(index.pts) for index in _indices.values()) > _CACHED_FRAMES:
-        _indices.popitem(last=False)
-    return _indices[key]
 
 
-def _make_index(path: str) -> _Index:
-    times, keys, exact = [], [], True
-    with av.open(path) as container:
-        if not container.streams.video:
-            raise ValueError("it has no video stream")
-        stream = container.streams.video[0]
-        fps = float(stream.average_rate or stream.guessed_rate or UNKNOWN_FPS)
-        for packet in container.demux(stream):
-            if packet.size == 0 or packet.is_discard:  # the end, and frames that the file says to skip
-                continue
-            exact = exact and packet.pts is not None
-            times.append(packet.pts or 0)
-            if packet.is_keyframe:
-                keys.append(packet.pts or 0)
-    if not times:
-        raise ValueError("it has no frames")
-    exact = exact and bool(keys) and len(set(times)) == len(times)
-    pts = np.array(sorted(times), dtype=np.int64)
-    return _Index(pts, np.searchsorted(pts, sorted(keys)).tolist() if exact else [], exact, fps)
+def _probe_image(path: str) -> ClipInfo:
+    with Image.open(path) as image:
+        turned = image.getexif().get(0x0112, 1) >= 5  # EXIF orientations 5 to 8 lie on their side
+        width, height = image.size[::-1] if turned else image.size
+    return ClipInfo(1, height, width, IMAGE_FPS)
 
 
-def _decode(path: str, start: int | None) -> Iterator[av.VideoFrame]:
-    """Decode from the key frame at the time `start`, or from the first frame."""
-    with av.open(path) as container:
-        stream = container.streams.video[0]
-        stream.thread_type = "NONE"  # many workers decode at once; threads would only compete
-        if start is not None:
-            container.seek(start, stream=stream)
-        yield from container.decode(stream)
-
-
-def _seek_frames(path: str, index: _Index, wanted: Sequence[int]) -> dict[int, np.ndarray] | None:
-    """Read frames by seeking; None when the file does not give what its index promises."""
-    found: dict[int, np.ndarray] = {}
-    for run in _runs(sorted(set(wanted)), index.keys):
-        key = bisect.bisect_right(index.keys, run[0]) - 1
-        # In an open group of pictures the first frames need the group before: try one key frame earlier.
-        for start in (key, key - 1):
-            if start < 0:
-                return None
-            part = _read_run(path, index, run, index.keys[start])
-            if len(part) == len(run):
-                found |= part
-                break
-        else:
-            return None
-    return found
-
-
-def _runs(numbers: list[int], keys: list[int]) -> Iterator[list[int]]:
-    """Split sorted frame numbers where seeking to a later key frame saves decoding."""
-    run = numbers[:1]
-    for number in numbers[1:]:
-        key = keys[bisect.bisect_right(keys, number) - 1]
-        if key - run[-1] > _SEEK_GAP:
-            yield run
-            run = []
-        run.append(number)
-    yield run
-
-
-def _read_run(path: str, index: _Index, run: list[int], start: int) -> dict[int, np.ndarray]:
-    numbers = {int(index.pts[i]): i for i in run}
-    last, found = int(index.pts[run[-1]]), {}
-    frames = _decode(path, int(index.pts[start]) if start else None)
-    try:
-        for frame in frames:
-            if frame.pts in numbers and not frame.is_corrupt:
-                found[numbers[frame.pts]] = _pixels(frame)
-            if frame.pts is None or frame.pts >= last:
-                break
-    finally:
-        frames.close()
-    return found
-
-
-def _count_frames(path: str, wanted: Sequence[int]) -> dict[int, np.ndarray]:
-    """Read frames by decoding from the start and counting."""
-    numbers, found, total = set(wanted), {}, 0
-    frames = _decode(path, None)
-    try:
-        for total, frame in enumerate(frames, start=1):
-            if total - 1 in numbers:
-                found[total - 1] = _pixels(frame)
-            if len(found) == len(numbers):
-                return found
-    finally:
-        frames.close()
-    raise _too_short(path, max(numbers), total)
-
-
-def _pixels(frame: av.VideoFrame) -> np.ndarray:
-    array = frame.to_ndarray(format="rgb24")
-    return np.rot90(array, k=round(frame.rotation / 90)) if frame.rotation else array  # [H, W, 3]
+def _probe_video(path: str, deadline: Deadline) -> ClipInfo:
+    index = frame_index(path, deadline)
+    frames = decode_all(path, deadline)
+    first = next(frames, None)
+    if first is None:
+        raise ClipError(f"{path}: no frame can be decoded; remove the file from the table or re-encode it.")
+    height, width = (first.width, first.height) if first.rotation % 180 else (first.height, first.width)
+    num_frames = len(index.pts) if index.exact else 1 + sum(1 for _ in frames)
+    frames.close()
+    return ClipInfo(num_frames, height, width, index.fps)

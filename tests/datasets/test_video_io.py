@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from opensora.datasets import video_io
+from opensora.datasets.reading import ReadOptions
 from opensora.datasets.video_io import (
     ClipError,
     clip_fps,
@@ -58,8 +59,11 @@ def test_odd_sizes(write_clip, read_number):
     assert numbers(read_clip(path, [7]), read_number) == [7]
 
 
-def test_rotation_is_applied(write_clip, read_number):
+@pytest.mark.parametrize("reader", ["pyav", "torchcodec"])
+def test_rotation_is_applied(write_clip, reader):
     """The matrix of the track header says: turn by a quarter to the right."""
+    if reader == "torchcodec":
+        pytest.importorskip("torchcodec")
     path = write_clip(height=48, width=96)
     upright = read_clip(path, [5])
     content = bytearray(Path(path).read_bytes())
@@ -67,65 +71,18 @@ def test_rotation_is_applied(write_clip, read_number):
     content[start : start + 36] = struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, 48 << 16, 0, 1 << 30)
     Path(path).write_bytes(content)
     assert probe(path)[1:3] == (96, 48)
-    assert torch.equal(read_clip(path, [5])[0], torch.rot90(upright[0], k=-1, dims=(0, 1)))
+    turned = read_clip(path, [5], ReadOptions(reader=reader))
+    assert torch.equal(turned[0], torch.rot90(upright[0], k=-1, dims=(0, 1)))
 
 
-def test_only_needed_frames_are_decoded(write_clip, monkeypatch):
-    path = write_clip(num_frames=120, gop=10)
-    decoded = []
-    decode = video_io._decode
-
-    def counting(*args):
-        for frame in decode(*args):
-            decoded.append(frame.pts)
-            yield frame
-
-    monkeypatch.setattr(video_io, "_decode", counting)
-    read_clip(path, [52, 54])
-    assert len(decoded) <= 6  # from the key frame 50 to frame 54, and at most one beyond
-    decoded.clear()
-    read_clip(path, [2, 111])
-    assert len(decoded) <= 6  # two runs, each from its own key frame
-
-
-def test_files_without_times_are_counted(write_clip, read_number, monkeypatch):
-    path = write_clip(num_frames=30)
-    monkeypatch.setattr(video_io, "_indices", type(video_io._indices)())
-    index = video_io._make_index(path)
-    monkeypatch.setattr(
-        video_io, "_make_index", lambda path: video_io._Index(index.pts, [], False, index.fps)
-    )
-    assert probe(path).num_frames == 30
-    assert numbers(read_clip(path, [3, 21]), read_number) == [3, 21]
-    with pytest.raises(ClipError, match="frame 30 was asked, the file has 30"):
-        read_clip(path, [30])
-
-
-def test_an_index_that_lies_falls_back(write_clip, read_number, monkeypatch):
-    """Times that the decoder never gives lead to decoding from the start, not to wrong frames."""
-    path = write_clip(num_frames=30, gop=10)
-    monkeypatch.setattr(video_io, "_indices", type(video_io._indices)())
-    index = video_io._make_index(path)
-    wrong = video_io._Index(index.pts + 1, index.keys, True, index.fps)
-    monkeypatch.setattr(video_io, "_make_index", lambda path: wrong)
-    assert numbers(read_clip(path, [3, 21]), read_number) == [3, 21]
-
-
-def test_index_is_cached_and_bounded(write_clip, monkeypatch):
-    monkeypatch.setattr(video_io, "_indices", type(video_io._indices)())
-    made = []
-    make = video_io._make_index
-    monkeypatch.setattr(video_io, "_make_index", lambda path: made.append(path) or make(path))
-    path = write_clip(num_frames=20)
-    for _ in range(3):
-        read_clip(path, [1])
-    assert len(made) == 1
-    write_clip(num_frames=25)  # the same path, another file
-    assert probe(path).num_frames == 25
-    monkeypatch.setattr(video_io, "_CACHED_FRAMES", 50)
-    for i in range(5):
-        probe(write_clip(f"{i}.mp4", num_frames=20))
-    assert len(video_io._indices) == 2
+def test_frames_can_be_scaled_while_they_are_read(write_clip, read_number):
+    path = write_clip(height=96, width=128)
+    asked = []
+    frames = read_clip(path, [3, 9], scale=lambda *size: asked.append(size) or (24, 40))
+    assert frames.shape == (2, 24, 40, 3) and set(asked) == {(96, 128)}
+    assert numbers(frames, read_number) == [3, 9]
+    with pytest.raises(ValueError, match="does not scale"):
+        read_clip(path, [3], ReadOptions(reader="torchcodec"), scale=lambda *size: size)
 
 
 def test_errors_name_file_and_remedy(write_clip, tmp_path):
