@@ -1,4 +1,4 @@
-"""Decoding of chosen frames: seek, decode what they need, and make only them to pixels."""
+"""Decoding: seek, decode what chosen frames need, and turn only them into pixels."""
 
 import bisect
 from collections.abc import Callable, Iterator, Sequence
