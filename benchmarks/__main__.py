@@ -1,16 +1,19 @@
 """Run benchmarks by name: one line of JSON per figure; status 1 if one misses its aim.
 
 python -m benchmarks stdit3 vae
+python -m benchmarks stdit3 --only '16x8x32x32/*/fp32'
 """
 
 import argparse
 import importlib
+import os
 import pkgutil
 import sys
 
 import benchmarks
+from benchmarks.measure import ONLY
 
-_NOT_A_BENCHMARK = ("__main__", "measure")
+_NOT_A_BENCHMARK = ("__main__", "bare", "measure")
 
 
 def main() -> int:
@@ -22,8 +25,12 @@ def main() -> int:
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("names", nargs="+", choices=names, metavar="NAME", help=", ".join(names))
+    parser.add_argument("--only", help="part of the names of the cases to run, with * for anything")
+    args = parser.parse_args()
+    if args.only:
+        os.environ[ONLY] = args.only
     missed = []
-    for name in parser.parse_args().names:
+    for name in args.names:
         for measure in importlib.import_module(f"benchmarks.{name}").run():
             print(measure.line(), flush=True)
             if measure.ok is False:

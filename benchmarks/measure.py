@@ -1,6 +1,7 @@
 """Measures: a figure with its unit, its aim and its conditions; interleaved timing and peak memory."""
 
 import ctypes
+import fnmatch
 import gc
 import json
 import os
@@ -8,11 +9,14 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+ONLY = "BENCHMARKS_ONLY"  # environment variable: the pattern of `--only`
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
 
@@ -68,6 +72,14 @@ def machine() -> dict[str, Any]:
     return {"cpu": model, "cores": os.cpu_count(), "torch": torch.__version__}
 
 
+def wanted(name: str) -> bool:
+    """Return whether the command line asked for the measures whose names start so.
+
+    Benchmarks that take minutes ask before each case; `--only` sets the pattern.
+    """
+    return fnmatch.fnmatch(name, f"*{os.environ.get(ONLY, '')}*")
+
+
 def interleaved(
     calls: Mapping[str, Callable[[], Any]], repeats: int = 7, warm_up: int = 1
 ) -> dict[str, float]:
@@ -105,6 +117,12 @@ def peak_memory(call: Callable[[], Any]) -> float:
     before = _status("VmRSS")
     call()
     return (_status("VmHWM") - before) / 1024
+
+
+def fresh_process(call: Callable[..., Any], *args: Any) -> Any:
+    """Return what a function of a module returns in a process of its own: no earlier call has touched it."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(call, *args).result()
 
 
 def _status(key: str) -> int:

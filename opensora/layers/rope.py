@@ -27,25 +27,25 @@ class RotaryEmbedding(nn.Module):
     """Frequencies of a rotary embedding; a frozen parameter, because published files hold it.
 
     Args:
-        dim: Channels that one axis turns, even.
+        dim: Channels that one axis turns; of an odd number the last stays.
         theta: Base of the wavelengths.
     """
 
     def __init__(self, dim: int, theta: float = 10000.0) -> None:
         super().__init__()
-        if dim % 2 or dim < 2:
+        if dim < 2:
             raise ValueError(
-                f"rotary dimension {dim}: it must be even and at least 2; change hidden_size or num_heads."
+                f"rotary dimension {dim}: it must be at least 2; change hidden_size or num_heads."
             )
-        self.theta = theta
+        self.theta, self.dim = theta, dim
         self.freqs = nn.Parameter(torch.empty(dim // 2), requires_grad=False)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Set the frequencies to theta^(-2i/dim)."""
-        half = self.freqs.shape[0]
+        even = 2 * torch.arange(self.freqs.shape[0], dtype=torch.float32)
         with torch.no_grad():
-            self.freqs.copy_(self.theta ** (-torch.arange(half, dtype=torch.float32) / half))
+            self.freqs.copy_(self.theta ** (-even / self.dim))
 
     def table(self, num_positions: int, compat_bf16: bool = False) -> RotaryTable:
         """Make the table of a sequence, with positions 0, 1, 2, ...
@@ -62,34 +62,35 @@ class RotaryEmbedding(nn.Module):
     def axial_table(
         self, size: tuple[int, int, int], scale: float, head_dim: int, compat_bf16: bool = False
     ) -> RotaryTable:
-        """Make the table of a window: the first third of a head turns with time, then height, then width.
+        """Make the table of a window: a head is cut in three as by `torch.chunk`, for time, height and width.
 
         Args:
             size: Frames, rows and columns of the window; positions start at 0 in each window.
             scale: Rows and columns are divided by it; frames are not.
-            head_dim: Channels of a head, divisible by 6.
+            head_dim: Channels of a head: a multiple of 6, or 4 more, so that no pair is cut.
             compat_bf16: Compute in bfloat16, as the published code did.
 
         Returns:
             Tables of shape [T * H * W, head_dim / 2].
 
         Raises:
-            ValueError: A third of the head is odd or smaller than the rotary dimension.
+            ValueError: A part of the head is odd or smaller than the rotary dimension.
         """
-        pairs, rest = divmod(head_dim, 6)
-        if rest or pairs < self.freqs.shape[0]:
+        first = -(-head_dim // 3)
+        parts = (first // 2, first // 2, head_dim // 2 - first)  # pairs of channels
+        if first % 2 or head_dim % 2 or parts[2] < self.freqs.shape[0]:
             raise ValueError(
-                f"3D rotary embedding: head_dim {head_dim} must be divisible by 6 and at least "
+                f"3D rotary embedding: head_dim {head_dim} must be a multiple of 6, or 4 more, and at least "
                 f"{6 * self.freqs.shape[0]}; change hidden_size or num_heads."
             )
-        parts = []
-        for axis, length in enumerate(size):
-            angles = self._angles(length, scale if axis else 1.0, compat_bf16)
-            angles = F.pad(angles, (0, pairs - angles.shape[1]))  # angle 0 turns nothing
+        angles = []
+        for axis, (length, pairs) in enumerate(zip(size, parts, strict=True)):
+            part = self._angles(length, scale if axis else 1.0, compat_bf16)
+            part = F.pad(part, (0, pairs - part.shape[1]))  # angle 0 turns nothing
             shape = [1, 1, 1, pairs]
             shape[axis] = length
-            parts.append(angles.view(shape).expand(*size, pairs))
-        return _table(torch.cat(parts, dim=-1).flatten(0, 2))
+            angles.append(part.view(shape).expand(*size, pairs))
+        return _table(torch.cat(angles, dim=-1).flatten(0, 2))
 
     def _angles(self, length: int, scale: float, compat_bf16: bool) -> Tensor:
         dtype = torch.bfloat16 if compat_bf16 else torch.float32

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from opensora.layers.rope import RotaryEmbedding, apply_rotary
+from opensora.layers.rope import RotaryEmbedding, RotaryTable, apply_rotary
 
 
 def test_scores_depend_on_differences_only():
@@ -50,6 +50,19 @@ def test_compat_rounds_where_the_default_does_not():
     assert 0 < (exact.cos - rounded.cos.float()).abs().max() < 0.1
 
 
-def test_a_head_that_is_not_a_multiple_of_six_is_an_error():
-    with pytest.raises(ValueError, match="head_dim 16 must be divisible by 6"):
-        RotaryEmbedding(4).axial_table((1, 2, 2), 1.0, 16)
+def test_a_head_of_64_is_cut_as_chunk_does():
+    rope, x = RotaryEmbedding(64 // 3), torch.randn(2 * 3 * 5, 64)
+    assert rope.freqs.shape == (10,)
+    torch.testing.assert_close(rope.freqs[1], torch.tensor(10000.0 ** (-2 / 21)))
+    out = apply_rotary(x, rope.axial_table((2, 3, 5), 1.0, 64))
+    for axis, (part, turned) in enumerate(
+        zip(x.chunk(3, dim=-1), out.view(2, 3, 5, 64).chunk(3, -1), strict=True)
+    ):
+        index = torch.cartesian_prod(*(torch.arange(n) for n in (2, 3, 5)))[:, axis]
+        table = RotaryTable(*(f(index[:, None] * rope.freqs) for f in (torch.cos, torch.sin)))
+        torch.testing.assert_close(turned.flatten(0, 2), apply_rotary(part, table))
+
+
+def test_a_head_whose_thirds_cut_pairs_is_an_error():
+    with pytest.raises(ValueError, match="head_dim 8 must be a multiple of 6, or 4 more"):
+        RotaryEmbedding(2).axial_table((1, 2, 2), 1.0, 8)
