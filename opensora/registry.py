@@ -144,10 +144,11 @@ def build(registry: Registry, cfg: Any, **facts: Any) -> Any:
 
     import torch
 
+    from opensora.utils.meta_device import meta_device
     from opensora.utils.weights import load_weights
 
     # Parameters that the file may lack need their initial values, so such a module is built for real.
-    with torch.device("cpu" if loading.get("ignore_keys") else "meta"):
+    with torch.device("cpu") if loading.get("ignore_keys") else meta_device():
         module = target(**arguments)
     load_weights(module, loading.pop("from_pretrained"), **loading)
     return module

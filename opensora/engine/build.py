@@ -11,6 +11,7 @@ from torch import nn
 from opensora.engine.checkpoint import list_checkpoints, weights_file
 from opensora.registry import CONDITIONS, LOADING_KEYS, MODELS, SCHEDULERS, bind, build, fill_in
 from opensora.schedulers.guidance import Guidance
+from opensora.utils.meta_device import meta_device
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -39,7 +40,7 @@ def build_components(cfg: Mapping[str, Any]) -> Components:
 
     Args:
         cfg: A config with `model`, and as far as it has them `vae`, `text_encoder`, `scheduler`,
-            `frame_mask`, `guidance`. Under `torch.device("meta")` nothing is allocated.
+            `frame_mask`, `guidance`. Under `meta_device()` nothing is allocated.
 
     Raises:
         TypeError: A component's config does not fit its constructor.
@@ -97,7 +98,7 @@ def _latent_channels(vae: Any) -> int | None:
     """Ask the autoencoder, on the meta device: a composed one knows its channels only when it is built."""
     if not isinstance(vae, Mapping):
         return getattr(vae, "latent_channels", None)
-    with torch.device("meta"):
+    with meta_device():
         return build(
             MODELS, {key: value for key, value in vae.items() if key not in LOADING_KEYS}
         ).latent_channels

@@ -4,8 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from opensora.acceleration.parallel import init_distributed, parallel_state, shut_down
 from opensora.datasets.resolutions import image_size
 from opensora.engine.build import Components, build_components, parse_dtype, resolve_run
@@ -16,6 +14,7 @@ from opensora.layers.attention import set_attention_backend
 from opensora.registry import LOADING_KEYS, MODELS, build
 from opensora.utils.config_defaults import base_configs
 from opensora.utils.logging import get_logger
+from opensora.utils.meta_device import meta_device
 from opensora.utils.weights import check_weights
 
 _PARTS = ("model", "vae", "text_encoder", "scheduler", "guidance")
@@ -59,7 +58,7 @@ def infer(cfg: Mapping[str, Any]) -> list[Path]:
     try:
         dtype = parse_dtype(cfg["dtype"])
         text_encoder = build(MODELS, cfg["text_encoder"])  # it reads its weights when it encodes
-        with torch.device("meta"):
+        with meta_device():
             parts = build_components({**_without_weights(cfg), "text_encoder": text_encoder})
         requests = _requests(cfg, parts.vae)
         device = init_distributed(None if cfg["device"] == "auto" else cfg["device"]).device

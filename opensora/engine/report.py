@@ -5,10 +5,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-import torch
 
 from opensora.acceleration.parallel import parallel_state
 from opensora.utils.logging import get_logger
+from opensora.utils.meta_device import meta_device
 
 GIB = 2**30
 
@@ -21,7 +21,7 @@ def report_run(cfg: Mapping[str, Any], make_task: Callable[[Mapping[str, Any]], 
         make_task: Builds the task.
         data: The planned `TrainingData`.
     """
-    with torch.device("meta"):
+    with meta_device():
         task = make_task(_without_weights(cfg))
     log = get_logger().info
     for name, module in task.trainable().items():

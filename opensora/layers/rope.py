@@ -43,7 +43,8 @@ class RotaryEmbedding(nn.Module):
 
     def reset_parameters(self) -> None:
         """Set the frequencies to theta^(-2i/dim)."""
-        even = 2 * torch.arange(self.freqs.shape[0], dtype=torch.float32)
+        # On the CPU, also under torch.device("meta"): there arange would import the compiler, for a second.
+        even = 2 * torch.arange(self.freqs.shape[0], dtype=torch.float32, device="cpu")
         with torch.no_grad():
             self.freqs.copy_(self.theta ** (-even / self.dim))
 

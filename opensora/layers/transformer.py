@@ -77,7 +77,8 @@ class FinalLayer(nn.Module):
         super().__init__()
         self.twice = twice
         self.linear = nn.Linear(hidden_size, num_patch * out_channels)
-        self.scale_shift_table = nn.Parameter(torch.randn(2, hidden_size) / hidden_size**0.5)
+        self.scale_shift_table = nn.Parameter(torch.empty(2, hidden_size))
+        nn.init.normal_(self.scale_shift_table, std=hidden_size**-0.5)
 
     def forward(
         self, x: Tensor, t: Tensor, t_zero: Tensor | None = None, known: Tensor | None = None

@@ -56,7 +56,8 @@ class STDiT3Block(nn.Module):
         self.attn = SelfAttention(hidden_size, num_heads, qk_norm=qk_norm)
         self.cross_attn = CrossAttention(hidden_size, num_heads)
         self.mlp = Mlp(hidden_size, int(hidden_size * mlp_ratio))
-        self.scale_shift_table = nn.Parameter(torch.randn(6, hidden_size) / hidden_size**0.5)
+        self.scale_shift_table = nn.Parameter(torch.empty(6, hidden_size))
+        nn.init.normal_(self.scale_shift_table, std=hidden_size**-0.5)
 
     def forward(self, x: Tensor, inputs: BlockInputs, geometry: Geometry) -> Tensor:
         """Update the tokens. Shape [B, T, S, D] in and out."""
