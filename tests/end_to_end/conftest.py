@@ -64,6 +64,12 @@ def here(*command: str) -> None:
         sys.argv = before
 
 
+def without(package: str, command: list[str]) -> list[str]:
+    """Return a command for `start` that runs a script where a package cannot be imported."""
+    block = f"import runpy, sys; sys.modules[{package!r}] = None; sys.argv = sys.argv[1:]; "
+    return ["-c", block + "runpy.run_path(sys.argv[0], run_name='__main__')", *command]
+
+
 def start(*command: str, processes: int = 1, torchrun: bool = False) -> list[subprocess.Popen]:
     """Start a script in processes of its own; with torchrun, which takes seconds itself, or as it would."""
     place = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
@@ -91,7 +97,7 @@ def finish(processes: list[subprocess.Popen], status: int = 0) -> str:
 @pytest.fixture(scope="session")
 def scripts() -> SimpleNamespace:
     """Return what starts scripts; tests do not import each other."""
-    parts = (write_table, words, script, here, start, finish)
+    parts = (write_table, words, script, here, without, start, finish)
     return SimpleNamespace(**{part.__name__: part for part in parts})
 
 

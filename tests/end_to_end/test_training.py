@@ -192,9 +192,8 @@ def test_losses_that_are_not_there(scripts, table, tmp_path, capsys):
 
 
 def test_without_colossalai_zero_says_how_to_install_it(scripts, denoiser, tmp_path):
-    block = "import runpy, sys; sys.modules['colossalai'] = None; sys.argv = sys.argv[1:]; "
-    block += "runpy.run_path(sys.argv[0], run_name='__main__')"
-    output = scripts.finish(scripts.start("-c", block, *denoiser(tmp_path, "--plugin", "zero2")), status=2)
+    command = scripts.without("colossalai", denoiser(tmp_path, "--plugin", "zero2"))
+    output = scripts.finish(scripts.start(*command), status=2)
     assert output.startswith("error: plugin='zero1' and 'zero2' need ColossalAI")
     assert "pip install --no-deps colossalai" in output and "Traceback" not in output
     assert not (tmp_path / "run").exists()
