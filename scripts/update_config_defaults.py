@@ -8,8 +8,9 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from opensora.utils.config import plain, write_text
+from opensora.utils.config import plain
 from opensora.utils.config_defaults import DEFAULTS
+from opensora.utils.files import write_text
 
 
 def main() -> None:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +10,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from opensora.datasets.buckets import ClipIndex
+from opensora.utils.files import whole_file
 
 
 @dataclass(frozen=True)
@@ -75,19 +75,14 @@ class EpochPlan:
 
     def save(self, path: str | Path) -> None:
         """Write the plan as .npz. The file appears under its name when it is whole."""
-        path = Path(path)
         header = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _ARRAYS}
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            with open(temporary, "wb") as file:
-                np.savez(
-                    file,
-                    header=np.frombuffer(json.dumps({**header, "hash": self.hash}).encode(), dtype=np.uint8),
-                    **{name: getattr(self, name) for name in _ARRAYS},
-                )
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        text = json.dumps({**header, "hash": self.hash}).encode()
+        with whole_file(path) as temporary, open(temporary, "wb") as file:
+            np.savez(
+                file,
+                header=np.frombuffer(text, dtype=np.uint8),
+                **{name: getattr(self, name) for name in _ARRAYS},
+            )
 
     @classmethod
     def load(cls, path: str | Path) -> "EpochPlan":

@@ -3,7 +3,6 @@
 The only file that gives `uint8 [T, H, W, C]`; everywhere else a video is float `[C, T, H, W]` in [-1, 1].
 """
 
-import os
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch import Tensor
 from opensora.datasets.decoding import Scale, decode_all, read_pyav, read_torchcodec, too_short
 from opensora.datasets.frame_index import frame_index
 from opensora.datasets.reading import ClipError, Deadline, ReadOptions, guarded
+from opensora.utils.files import whole_file
 
 VIDEO_EXTENSIONS = (".mp4", ".avi", ".mov", ".mkv")
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
@@ -254,12 +254,8 @@ def _save_image(image: Image.Image, path: Path) -> Path:
 def _atomic(path: Path, write: Callable[[Path], None]) -> Path:
     """Let `write` make a file beside `path`, then give it that name."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
+    with whole_file(path) as temporary:
         write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 

@@ -8,7 +8,6 @@ RUN/checkpoints/epoch0-global_step500/
 """
 
 import json
-import os
 import re
 import shutil
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
+from opensora.utils.files import flush_to_disk, write_text
 from opensora.utils.logging import get_logger
 from opensora.utils.weights import save_safetensors
 
@@ -76,17 +76,13 @@ def save_checkpoint(
     partial.mkdir()
     for stem, state_dict in tensors.items():
         save_safetensors(state_dict, partial / f"{stem}.safetensors")
-    with open(partial / STATE, "w") as file:
-        json.dump(vars(state), file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    _sync_folder(partial)
+    write_text(json.dumps(vars(state), indent=1), partial / STATE)
     if target.exists():  # the same step saved twice: the newer one wins, and one of them exists at any time
         old = folder / f".{target.name}{_OLD}"
         shutil.rmtree(old, ignore_errors=True)
         target.rename(old)
     partial.rename(target)
-    _sync_folder(folder)
+    flush_to_disk(folder)
     for old in folder.glob(f".epoch*{_OLD}"):
         _remove(old)
     for path in list_checkpoints(run_folder)[:-keep] if keep else []:
@@ -158,11 +154,3 @@ def _remove(path: Path) -> None:
     partial = path.with_name(f".{path.name.removeprefix('.')}.partial")
     path.rename(partial)
     shutil.rmtree(partial)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

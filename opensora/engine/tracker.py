@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from opensora.utils.config import write_text
+from opensora.utils.files import write_text
 
 LOG = "log.jsonl"
 

@@ -9,7 +9,6 @@ import difflib
 import os
 import re
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from keyword import iskeyword
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 from mmengine.config import Config
 
 from opensora.utils.config_defaults import base_configs
+from opensora.utils.files import write_text
 from opensora.utils.logging import get_logger
 from opensora.utils.overrides import alias_table, apply_overrides
 from opensora.utils.published_config import is_published, translate_config
@@ -229,27 +229,6 @@ def format_value(value: Any, column: int = 0, indent: int = 0) -> str:
     return _format(value, {}, column, indent)
 
 
-def write_text(text: str, path: str | Path) -> None:
-    """Write a text file that appears whole or not at all, even if the machine stops."""
-    path = Path(path)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the new name, not only the data, must survive
-    finally:
-        os.close(folder)
-
-
 def _numbered(outputs: Path, name: str) -> Path:
     """Create `outputs/NNN-name`. A claim file per number keeps two starts apart, also if the names differ."""
     index = 0
@@ -351,9 +330,3 @@ def _leaves(values: Mapping[Any, Any], prefix: str = "") -> list[tuple[str, Any]
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

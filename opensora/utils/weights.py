@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from opensora.utils.files import flush_to_disk
 from opensora.utils.logging import get_logger
 from opensora.utils.weight_files import INDEX, SAFE, Shape, WeightFiles, listed
 
@@ -456,7 +457,7 @@ def _replace(
     try:
         for file, write in writes.items():
             write(temporary[file])
-            _flush(temporary[file])
+            flush_to_disk(temporary[file])
         for file in before:
             file.unlink(missing_ok=True)
         for file in writes:
@@ -464,15 +465,7 @@ def _replace(
         for file in after:
             file.unlink(missing_ok=True)
         for folder in {file.parent for file in writes}:
-            _flush(folder)
+            flush_to_disk(folder)
     finally:
         for file in temporary.values():
             file.unlink(missing_ok=True)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -62,7 +62,7 @@ def test_a_write_that_fails_leaves_the_old_checkpoint(tmp_path, monkeypatch, fai
                 lambda *args: broken() if written else written.append(save(*args)),
             )
         elif fails == "state":
-            patch.setattr(checkpoint.json, "dump", broken)
+            patch.setattr(checkpoint, "write_text", broken)
         else:
             patch.setattr(checkpoint.Path, "rename", broken)
         with pytest.raises(OSError, match="disk full"):

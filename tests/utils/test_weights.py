@@ -323,7 +323,7 @@ def test_shards_and_their_index(tmp_path):
 
 
 @pytest.mark.parametrize("shards", [None, 80])
-@pytest.mark.parametrize("fails_at", ["save_file", "_flush"])
+@pytest.mark.parametrize("fails_at", ["save_file", "flush_to_disk"])
 def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch, shards, fails_at):
     old, path = state_of(Net()), tmp_path / "w.safetensors"
     save_safetensors(old, path, max_shard_bytes=shards)
