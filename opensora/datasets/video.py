@@ -119,6 +119,17 @@ class VideoDataset(Dataset):
             sample["label"] = int(self.manifest.label[row])
         return sample
 
+    def frame_indices(self, clip: ClipIndex, row: int | None = None) -> list[int]:
+        """Return the frames that a clip takes: a random start, by seed, epoch and the row asked for.
+
+        Args:
+            clip: The clip.
+            row: Row of the file that is read instead of the clip's own.
+        """
+        total = int(self.manifest.num_frames[clip.row if row is None else row])
+        u = Draws(self.seed, [clip.row], clip.epoch).uniform("crop_start", 0, (1,)).item()
+        return temporal_indices(total, clip.num_frames, self.frame_interval, u)
+
     def _try_read(self, clip: ClipIndex, row: int) -> tuple[Tensor, float] | ClipError:
         try:
             return self._read(clip, row)
@@ -136,9 +147,7 @@ class VideoDataset(Dataset):
                     "table."
                 )
             return transform(read_image(path), clip.height, clip.width, True), IMAGE_FPS
-        total = int(self.manifest.num_frames[row])
-        u = Draws(self.seed, [clip.row], clip.epoch).uniform("crop_start", 0, (1,)).item()
-        frames = read_clip(path, temporal_indices(total, clip.num_frames, self.frame_interval, u))
+        frames = read_clip(path, self.frame_indices(clip, row))
         known = None if self.manifest.fps is None else float(self.manifest.fps[row])
         fps = clip_fps(path) if known is None or np.isnan(known) else known
         return transform(frames, clip.height, clip.width, False), fps / self.frame_interval
@@ -146,17 +155,13 @@ class VideoDataset(Dataset):
     def _replace(self, clip: ClipIndex, error: ClipError) -> tuple[int, tuple[Tensor, float]]:
         """Read another file in the place of one that cannot be read."""
         self._count(str(error))
-        rows = np.zeros(0, dtype=np.int64) if self.replacements is None else self.replacements(clip)
-        rows = rows[rows != clip.row]
-        order = np.argsort(hashed_bits(self.seed, clip.epoch, rows, _STREAM, clip.row), kind="stable")
-        for row in rows[order[:_ATTEMPTS]].tolist():
+        rows = stand_ins(self.seed, clip, self.replacements)
+        for row in rows:
             read = self._try_read(clip, row)
             if not isinstance(read, ClipError):
                 get_logger().warning("%s Row %d takes its place.", error, row)
                 return row, read
-        raise ClipError(
-            f"{error} {len(rows)} rows could take its place, and none of {min(len(rows), _ATTEMPTS)} did."
-        )
+        raise ClipError(f"{error} {len(rows)} rows could take its place, and none did.")
 
     def _count(self, message: str) -> None:
         self.replaced.append(message)
@@ -166,3 +171,19 @@ class VideoDataset(Dataset):
                 f"{len(self.replaced)} of {self.samples} samples could not be read, more than "
                 f"{_MOST_REPLACED:.0%}. Mend or remove these files:\n{shown}"
             )
+
+
+def stand_ins(
+    seed: int, clip: ClipIndex, replacements: Callable[[ClipIndex], np.ndarray] | None
+) -> list[int]:
+    """Return the rows to try, in order, in the place of a clip that cannot be read.
+
+    Args:
+        seed: Seed of the run.
+        clip: The clip.
+        replacements: Gives the rows of the clip's shape; None has none.
+    """
+    rows = np.zeros(0, dtype=np.int64) if replacements is None else replacements(clip)
+    rows = rows[rows != clip.row]
+    order = np.argsort(hashed_bits(seed, clip.epoch, rows, _STREAM, clip.row), kind="stable")
+    return rows[order[:_ATTEMPTS]].tolist()
