@@ -1,14 +1,16 @@
-"""Latents and text features that were extracted beforehand, and their loader: no vae, no text encoder.
+"""Latents and text features that were extracted beforehand, and their loader.
 
-What these would tell the model stands in the config: model.in_channels, and text_width and text_length of
-model.conditions.text.
+The folder says which vae and text encoder made it. Named here as well, they are compared before the first
+step; their weights are not kept, unless validation decodes samples.
 """
 
 dataset = dict(
     type="FeatureDataset",
     data_path=None,  # folder that scripts/extract_features.py wrote
 )
+bucket_config = None  # as extracted; another one may change batch sizes only
+batch_size = None  # as extracted; or another one, for features of one size
 num_workers = 4  # processes that read features
 prefetch_factor = None  # batches that each of them reads ahead; None is torch's default
-vae = None  # latents come from files
-text_encoder = None  # so do text features
+vae = None  # or the one that made the features
+text_encoder = None  # likewise

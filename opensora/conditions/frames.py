@@ -60,6 +60,11 @@ class FrameCondition(nn.Module):
         for parameter in self.parameters():
             nn.init.zeros_(parameter)
 
+    @property
+    def needs_pixels(self) -> bool:
+        """Whether a reference may be encoded from a noisy video, so that latents are not enough."""
+        return any(name in NOISY for name in self.classes or {})
+
     def reference_video(self, batch: Mapping[str, Any], draws: Any) -> Tensor | None:
         """Return the video to encode as the reference when it is not the clip itself, or None.
 

@@ -7,6 +7,7 @@
 | `fps`, `num_frames`, `height`, `width` | float32 `[B]`, on the CPU | table and bucket |
 | `sample`, `epoch` | int64 `[B]`, on the CPU | row and epoch; they name the sample's random numbers |
 | `latents` | float `[B,Z,T,H,W]` | `encode`, or a feature file |
+| `moments` | float `[B,2,Z,T,H,W]`: mean, log variance | a feature file; `encode` makes `latents` of it |
 | `text_features`, `text_mask` | `[B,L,F]`, `[B,L]` | `encode`, or a feature file |
 | `reference`, `reference_mask` | `[B,Z,T,H,W]`, `[B,T]` | inference, long-video loops |
 """

@@ -21,13 +21,16 @@ def build_buckets(
     """Make the buckets of a run: those of a `bucket_config`, or one of the dataset's own size.
 
     Args:
-        dataset: Has `num_frames` and `image_size`.
+        dataset: Has `num_frames` and `image_size`; one of features also `choose_buckets` and `keep_draws`.
         bucket_config: `{resolution: {frames: (probability, batch size)}}`, or None.
         batch_size: Clips per batch, without `bucket_config`.
 
     Raises:
         ValueError: Both ways are given, or neither.
     """
+    if hasattr(dataset, "choose_buckets"):
+        bucket_config, batch_size = dataset.choose_buckets(bucket_config, batch_size)
+    keep_draws = getattr(dataset, "keep_draws", None)
     size = (dataset.num_frames, dataset.image_size, batch_size)
     if bucket_config is not None:
         if any(value is not None for value in size):
@@ -35,7 +38,7 @@ def build_buckets(
                 f"bucket_config is given, and num_frames, image_size, batch_size are {size}: sizes come "
                 "from the buckets; set the three to None."
             )
-        return Buckets(bucket_config)
+        return Buckets(bucket_config, keep_draws=keep_draws)
     if any(value is None for value in size):
         raise ValueError(
             f"num_frames, image_size, batch_size are {size}: give all three, or a bucket_config such as "
@@ -66,25 +69,29 @@ def build_dataloader(
     """
     if hasattr(dataset, "replacements"):
         dataset.replacements = sampler.planner.same_shape
-    workers: dict[str, Any] = {}
-    if num_workers:
-        # Not "fork": it would copy locks that threads of this process hold.
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["opensora.datasets.video"])
-        workers = {
-            "multiprocessing_context": context,
-            "persistent_workers": True,
-            "prefetch_factor": prefetch_factor,
-            "worker_init_fn": _start_worker,
-        }
     return DataLoader(
         dataset,
         batch_sampler=sampler,
-        num_workers=num_workers,
         collate_fn=collate,
         pin_memory=torch.device(device).type == "cuda",
-        **workers,
+        **worker_settings(num_workers, prefetch_factor),
     )
+
+
+def worker_settings(num_workers: int, prefetch_factor: int | None = None) -> dict[str, Any]:
+    """Return the arguments of a `DataLoader` that make its workers, as for `build_dataloader`."""
+    if not num_workers:
+        return {"num_workers": 0}
+    # Not "fork": it would copy locks that threads of this process hold.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["opensora.datasets.video"])
+    return {
+        "num_workers": num_workers,
+        "multiprocessing_context": context,
+        "persistent_workers": True,
+        "prefetch_factor": prefetch_factor,
+        "worker_init_fn": _start_worker,
+    }
 
 
 def collate(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -95,13 +102,18 @@ def collate(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
     Returns:
         Tensors stacked along a new first axis, numbers as tensors of shape [B] (sizes and rates float32,
-        names of random numbers int64), texts as a list, and `replaced` as one number.
+        names of random numbers int64), texts as a list, `replaced` as one number, and `text_features` padded
+        with zeros to the longest, with their `text_mask`.
     """
     batch: dict[str, Any] = {}
     for key in samples[0]:
         values = [sample[key] for sample in samples]
         if key == "replaced":
             batch[key] = sum(values)
+        elif key == "text_features":  # captions have different lengths
+            lengths = torch.tensor([len(value) for value in values])
+            batch[key] = torch.nn.utils.rnn.pad_sequence(values, batch_first=True)  # [B, L, F]
+            batch["text_mask"] = torch.arange(batch[key].shape[1]) < lengths[:, None]
         elif isinstance(values[0], Tensor):
             batch[key] = torch.stack(values)
         elif key in _FLOATS or isinstance(values[0], float):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from opensora.datasets.video_io import contact_sheet, write_image, write_video
 from opensora.engine.build import Components, build_components
+from opensora.engine.features import latents_of
 from opensora.engine.noise_augmentation import NoiseAugmentation
 from opensora.schedulers.guidance import Guidance
 from opensora.utils.random import Draws
@@ -79,7 +80,10 @@ class LatentDiffusion:
 
     def place(self, device: torch.device, dtype: torch.dtype) -> None:
         """Move the frozen components to a device; the autoencoder computes in `dtype`."""
-        if self.vae is not None:
+        if self.vae is not None and next(self.vae.parameters()).is_meta:  # batches hold features
+            for name, value in self.vae.named_buffers(recurse=False):
+                setattr(self.vae, name, value.to(device, dtype))
+        elif self.vae is not None:
             self.vae.to(device, dtype)
         if self.text_encoder is not None:
             self.text_encoder.to(device)
@@ -90,7 +94,7 @@ class LatentDiffusion:
     ) -> tuple[Tensor | None, dict[str, Tensor]]:
         """Turn a batch into latents and the inputs of the conditions.
 
-        What is encoded already is left as it is: `latents`, `text_features`, `negative`.
+        What is encoded already is left as it is: `latents` or `moments`, `text_features`, `negative`.
 
         Args:
             batch: Keys of `opensora.datasets`; for negative prompts also `negative_text`.
@@ -103,8 +107,10 @@ class LatentDiffusion:
         """
         batch = dict(batch)
         conditions = self.model.conditions
-        if "latents" not in batch and "video" in batch:
-            posterior_draws = draws if self.sample_posterior else None
+        posterior_draws = draws if self.sample_posterior else None
+        if "latents" not in batch and "moments" in batch:
+            batch["latents"] = latents_of(self.vae, batch["moments"].to(self.device), posterior_draws)
+        elif "latents" not in batch and "video" in batch:
             batch["latents"] = self._encode_video(batch["video"], posterior_draws)
             for condition in conditions.values():
                 other = (

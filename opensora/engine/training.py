@@ -19,6 +19,7 @@ from opensora.acceleration.parallel import (
 )
 from opensora.engine.build import parse_dtype
 from opensora.engine.checkpoint import RunState, find_checkpoint, list_checkpoints, read_state
+from opensora.engine.features import task_on_features
 from opensora.engine.optimizer import LrSchedule, build_optimizer
 from opensora.engine.report import report_run
 from opensora.engine.tracker import Tracker, check_packages
@@ -78,6 +79,8 @@ def train(cfg: Any, make_task: Callable[[Mapping[str, Any]], Any], dry_run: bool
         data = TrainingData(cfg, start.state.data["batches_per_step"] if start.state is not None else None)
         if start.state is not None:
             data.load(start.state.data)
+        if hasattr(data.dataset, "header"):
+            make_task = task_on_features(make_task, cfg, data.dataset.header)
         if dry_run:
             report_run(cfg, make_task, data)
             return None

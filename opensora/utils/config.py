@@ -5,6 +5,7 @@ A config file is Python and is executed: read it before you run one from elsewhe
 component.
 """
 
+import copy
 import difflib
 import os
 import re
@@ -26,11 +27,12 @@ from opensora.utils.published_config import is_published, translate_config
 _WIDTH = 110  # columns of a written config
 
 
-def load_config(argv: Sequence[str]) -> Config:
+def load_config(argv: Sequence[str], also: str | None = None) -> Config:
     """Read a config file and apply the options after it.
 
     Args:
         argv: The file, then `--key value` as often as needed; see `opensora.utils.overrides`.
+        also: A file of `configs/_base_`; its keys are added where the config has none of that name.
 
     Returns:
         The config; its keys are attributes. Published configs of v1.2 and v1.3 come back translated.
@@ -43,7 +45,7 @@ def load_config(argv: Sequence[str]) -> Config:
     if not argv or argv[0].startswith("-"):
         got = f"; got {argv[0]!r}" if argv else ""
         raise ValueError(f"the first argument must be a config file, then --key value{got}. Try --help.")
-    values = read_config(argv[0])
+    values = _with_base(read_config(argv[0]), also)
     apply_overrides(values, argv[1:])
     return Config(values)
 
@@ -123,12 +125,13 @@ def execute(path: str | Path) -> dict[str, Any]:
     }
 
 
-def read_command_line(description: str, argv: Sequence[str] | None = None) -> Config:
+def read_command_line(description: str, argv: Sequence[str] | None = None, also: str | None = None) -> Config:
     """Read the config of a script, or print its help and leave.
 
     Args:
         description: What the script does, in one sentence.
         argv: Arguments; None takes those of the process.
+        also: As for `load_config`.
 
     Raises:
         SystemExit: With 0 after `--help`, with 2 after one line that says what is wrong.
@@ -138,9 +141,11 @@ def read_command_line(description: str, argv: Sequence[str] | None = None) -> Co
     try:
         if "--help" in argv or "-h" in argv:
             files = [word for word in argv[:1] if not word.startswith("-")]
-            sys.stdout.write(_help(program, description, read_config(files[0]) if files else {}))
+            sys.stdout.write(
+                _help(program, description, _with_base(read_config(files[0]), also) if files else {})
+            )
             raise SystemExit(0)
-        return load_config(argv)
+        return load_config(argv, also)
     except (ValueError, KeyError, OSError) as error:
         sys.stderr.write(f"{program}: {error.args[0] if isinstance(error, KeyError) else error}\n")
         raise SystemExit(2) from None
@@ -227,6 +232,10 @@ def format_value(value: Any, column: int = 0, indent: int = 0) -> str:
         TypeError: The value is neither a number, a string, a container of them nor None.
     """
     return _format(value, {}, column, indent)
+
+
+def _with_base(values: dict[str, Any], name: str | None) -> dict[str, Any]:
+    return values if name is None else {**copy.deepcopy(base_configs()[name]), **values}
 
 
 def _numbered(outputs: Path, name: str) -> Path:

@@ -95,6 +95,7 @@ _DROPPED = {
     "load_text_features": "the dataset's type says so",
     "is_init_image": "nothing read it",
     "log_time": "scripts report their times",
+    "bin_size": "files are cut by size: shard_mib",
     "generator_loss_type": "it goes with gan.loss",
     "lecam_loss_weight": "the published loop ignored it",
     "gradient_penalty_loss_weight": "the published loop ignored it",

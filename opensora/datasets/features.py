@@ -1,0 +1,374 @@
+"""Cached features: latents and text features that were computed once, instead of clips.
+
+A folder of features holds `features.json` (what made them), shards `latents-00000.safetensors` and
+`text-00000.safetensors`, and `index.safetensors`, which says where each clip of the table lies. A tensor's
+name is the hash of everything that it depends on. `scripts/extract_features.py` writes the folder.
+"""
+
+import hashlib
+import json
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from opensora.datasets.buckets import ClipIndex, hashed_uniform
+from opensora.datasets.video import stand_ins
+from opensora.datasets.video_io import ClipError
+from opensora.registry import DATASETS
+
+# Raise it when a reader, a transform or an encoder gives other numbers than before for the same file and
+# weights. tests/regression/test_features.py notices.
+FEATURE_VERSION = 1
+HEADER, INDEX = "features.json", "index.safetensors"
+LATENTS, TEXT = "latents", "text"
+ENTRIES = "entries"  # tensor of a shard of latents: JSON that says what each clip is
+_OPEN_SHARDS = 64  # at once, in each process
+_LOOKED_AT = 200  # source files that are compared with what was extracted, before a run
+_REMEDY = "run scripts/extract_features.py again: it makes what is missing."
+
+
+def shard_path(folder: Path, kind: str, number: int) -> Path:
+    """Return the file of a shard; `kind` is "latents" or "text"."""
+    return folder / f"{kind}-{number:05d}.safetensors"
+
+
+def content_key(*parts: Any) -> str:
+    """Return the hash of JSON values. 32 hexadecimal digits."""
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def describe_file(path: str | Path) -> dict[str, Any]:
+    """Return the hash of a file's bytes, its size and its time of change.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+        found = os.fstat(file.fileno())
+    return {"hash": digest, "bytes": found.st_size, "mtime_ns": found.st_mtime_ns}
+
+
+def is_unchanged(path: str | Path, known: Mapping[str, Any]) -> bool:
+    """Say whether a file still has the bytes it had; it is read only if its size or time differ.
+
+    Args:
+        path: The file.
+        known: What `describe_file` returned.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    found = os.stat(path)
+    if (found.st_size, found.st_mtime_ns) == (known["bytes"], known["mtime_ns"]):
+        return True
+    return found.st_size == known["bytes"] and describe_file(path)["hash"] == known["hash"]
+
+
+def open_shard(path: Path) -> Any:
+    """Open a safetensors file of features.
+
+    Raises:
+        ValueError: It is missing, damaged or cut short.
+    """
+    try:
+        return safe_open(path, framework="pt")
+    except FileNotFoundError:
+        raise ValueError(f"{path}: this shard is missing; {_REMEDY}") from None
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path}: damaged or cut short ({error}); delete it and {_REMEDY}") from error
+
+
+def read_entries(path: Path) -> list[dict[str, Any]]:
+    """Return what a shard of latents holds, clip by clip: `row`, `path`, `key`, `frames`, `fps`, `file`.
+
+    A clip that could not be read has `error` instead of the last four.
+
+    Raises:
+        ValueError: The shard is missing, damaged or cut short.
+    """
+    return json.loads(open_shard(path).get_tensor(ENTRIES).numpy().tobytes())
+
+
+class ClipSource(Dataset):
+    """The clips to extract, by number, each with what names its content.
+
+    Args:
+        dataset: The `VideoDataset`.
+        clips: Fields of `ClipIndex`. int64, shape [N, 5].
+    """
+
+    def __init__(self, dataset: Any, clips: np.ndarray) -> None:
+        self.dataset, self.clips = dataset, clips
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        """Return the sample of a clip with its `path`, `frames` and `file`; or `path` and `error`."""
+        clip = ClipIndex(*self.clips[number].tolist())
+        path = self.dataset.manifest.path[clip.row]
+        try:
+            file = describe_file(path)
+            return {
+                **self.dataset[clip],
+                "path": path,
+                "frames": self.dataset.frame_indices(clip),
+                "file": file,
+            }
+        except (ClipError, OSError) as error:
+            return {"path": path, "error": str(error)}
+
+
+@dataclass(frozen=True)
+class VariantDraws:
+    """Keep draws of epochs that repeat: epoch e has those of epoch e modulo `variants`.
+
+    Args:
+        seed: Seed of the extraction.
+        variants: How many epochs were extracted.
+    """
+
+    seed: int
+    variants: int
+
+    def __call__(self, seed: int, epoch: int, rows: np.ndarray, stream: int, step: int) -> np.ndarray:
+        """Return one uniform number per row; the run's own seed does not count."""
+        return hashed_uniform(self.seed, epoch % self.variants, rows, stream, step)
+
+
+@dataclass(frozen=True)
+class SourceTable:
+    """What is kept of the table that features were made from.
+
+    Args:
+        fingerprint: Hash of the table.
+        columns: Length, height and width of each file. int32, each of shape [N].
+    """
+
+    fingerprint: str
+    columns: tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+@DATASETS.register_module()
+class FeatureDataset(Dataset):
+    """Latents and text features of the clips that training asks for.
+
+    It plans like the table it was made from, so an epoch has the clips, batches and order of a run on the
+    files. Of `variants` extracted epochs, epoch e takes number e modulo `variants`: the crops of time and the
+    rows that are kept repeat; noise, times, drops and samples of the posterior do not.
+
+    Args:
+        data_path: Folder that scripts/extract_features.py wrote.
+        seed: Seed of the run.
+
+    Attributes:
+        header: What made the features.
+        manifest: What is kept of the table.
+        frame_interval: As extracted.
+        keep_draws: Makes the keep draws of the run's buckets.
+        replacements: For a clip, the rows that could stand in for it.
+
+    Raises:
+        FileNotFoundError: There are no features, or the extraction has not finished.
+        ValueError: They are of another version, or source files have changed since.
+    """
+
+    def __init__(self, data_path: str | None, seed: int = 0) -> None:
+        if data_path is None:
+            raise ValueError(
+                "dataset.data_path is None; give the folder that scripts/extract_features.py wrote, with "
+                "--data-path."
+            )
+        self.folder, self.seed = Path(data_path), seed
+        self.header = read_header(self.folder)
+        self._index: dict[str, Tensor] | None = None
+        self._shards: OrderedDict[Path, Any] = OrderedDict()
+        plan = self.header["plan"]
+        self.variants, self.frame_interval = plan["variants"], plan["frame_interval"]
+        self.num_frames, self.image_size = plan["num_frames"], plan["image_size"]
+        self.keep_draws = VariantDraws(plan["seed"], self.variants)
+        columns = tuple(self.index[name].numpy() for name in ("num_frames", "height", "width"))
+        self.manifest = SourceTable(plan["table"], columns)
+        self.replacements: Callable[[ClipIndex], np.ndarray] | None = None
+        self._check_sources()
+
+    def __len__(self) -> int:
+        """Number of rows of the table."""
+        return len(self.manifest.columns[0])
+
+    def sizes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return length, height and width of each file. Each of shape [N]."""
+        return self.manifest.columns
+
+    @property
+    def index(self) -> dict[str, Tensor]:
+        """The columns of `index.safetensors`, mapped from the file."""
+        if self._index is None:
+            file = open_shard(self.folder / INDEX)
+            self._index = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return self._index
+
+    def choose_buckets(
+        self, bucket_config: Mapping[str, Mapping[int, Any]] | None, batch_size: int | None
+    ) -> tuple[Mapping[str, Mapping[int, Any]] | None, int | None]:
+        """Return the `bucket_config` and `batch_size` of a run on these features.
+
+        Args:
+            bucket_config: The run's; None takes that of the extraction. Only its batch sizes may be others.
+            batch_size: Likewise, for features of one size.
+
+        Raises:
+            ValueError: A bucket or probability is another.
+        """
+        plan = self.header["plan"]
+        if plan["bucket_config"] is None:
+            return bucket_config, batch_size or plan["batch_size"]
+        made = {name: {int(n): e for n, e in part.items()} for name, part in plan["bucket_config"].items()}
+        if bucket_config is None:
+            return made, batch_size
+        wanted, there = _entries(bucket_config), _entries(made)
+        for where in {**there, **wanted}:
+            if wanted.get(where) != there.get(where):
+                raise ValueError(
+                    f"bucket_config[{where[0]!r}][{where[1]}]: probability {wanted.get(where)} here, "
+                    f"{there.get(where)} in {self.folder} (None is no such entry). Features are of the "
+                    "buckets that they were made with, and only batch sizes may change: set bucket_config to "
+                    "None, or extract anew."
+                )
+        return bucket_config, batch_size
+
+    def __getitem__(self, clip: ClipIndex) -> dict[str, Any]:
+        """Read the features of a clip.
+
+        Returns:
+            The keys of a batch (`opensora.datasets`) for one sample, with `moments` [2, Z, T, H, W] or
+            `latents` [Z, T, H, W] instead of `video`, and `text_features` [L, F].
+
+        Raises:
+            ValueError: A shard is missing or damaged, or the clip was not extracted.
+        """
+        row, entry = clip.row, self._entry(clip, clip.row)
+        if self._failed(entry):
+            rows = stand_ins(self.seed, clip, self.replacements)
+            row = next((r for r in rows if not self._failed(self._entry(clip, r))), None)
+            if row is None:
+                raise ValueError(
+                    f"row {clip.row}: its file could not be read, and {len(rows)} rows that could take its "
+                    f"place could not either. Mend the files and {_REMEDY}"
+                )
+            entry = self._entry(clip, row)
+        index = self.index
+        sample: dict[str, Any] = {
+            self.header["content"]: self._tensor(LATENTS, entry),
+            "fps": float(index["fps"][entry]),
+            "num_frames": clip.num_frames,
+            "height": clip.height,
+            "width": clip.width,
+            "sample": clip.row,
+            "epoch": clip.epoch,
+            "replaced": int(row != clip.row),
+        }
+        if "label" in index:
+            sample["label"] = int(index["label"][row])
+        if "text_key" in index:
+            sample["text_features"] = self._tensor(TEXT, int(index["text"][row]))
+        return sample
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what each process maps for itself."""
+        return {**self.__dict__, "_index": None, "_shards": OrderedDict()}
+
+    def _entry(self, clip: ClipIndex, row: int) -> int:
+        """Return the number of the entry of a row in a clip's size and epoch.
+
+        A row that was carried over has the size of the epoch before; then that epoch's entry counts.
+        """
+        index = self.index
+        shapes = index["shapes"].tolist()
+        size = [clip.num_frames, clip.height, clip.width]
+        if size in shapes:
+            base = (row * len(shapes) + shapes.index(size)) * self.variants
+            for back in range(self.variants):
+                name = base + (clip.epoch - back) % self.variants
+                place = int(torch.searchsorted(index["clip"], name))
+                if place < len(index["clip"]) and int(index["clip"][place]) == name:
+                    return int(index["entry"][place])
+        raise ValueError(
+            f"row {row} as {clip.num_frames} x {clip.height} x {clip.width}: not in {self.folder}. Its "
+            "features were made with other buckets or another table; extract them with this config."
+        )
+
+    def _failed(self, entry: int) -> bool:
+        return int(self.index["latents_shard"][entry]) < 0
+
+    def _tensor(self, kind: str, number: int) -> Tensor:
+        path = shard_path(self.folder, kind, int(self.index[f"{kind}_shard"][number]))
+        key = self.index[f"{kind}_key"][number].numpy().tobytes().hex()
+        if path not in self._shards:
+            self._shards[path] = open_shard(path)
+            while len(self._shards) > _OPEN_SHARDS:
+                self._shards.popitem(last=False)
+        self._shards.move_to_end(path)
+        try:
+            return self._shards[path].get_tensor(key)
+        except SafetensorError as error:
+            raise ValueError(f"{path}: lacks {key} ({error}); delete this file and {_REMEDY}") from error
+
+    def _check_sources(self) -> None:
+        """Compare some of the source files, as far as they are here, with what was extracted."""
+        shards = self.header["shards"][LATENTS]
+        for number in np.unique(np.linspace(0, shards - 1, min(shards, 8)).astype(int)).tolist():
+            for entry in read_entries(shard_path(self.folder, LATENTS, number))[: _LOOKED_AT // 8]:
+                if "error" in entry or not Path(entry["path"]).is_file():
+                    continue
+                if not is_unchanged(entry["path"], entry["file"]):
+                    raise ValueError(
+                        f"{entry['path']}: it has changed since its features were extracted (row "
+                        f"{entry['row']}); {_REMEDY}"
+                    )
+
+
+def read_header(folder: Path) -> dict[str, Any]:
+    """Read what made the features of a folder.
+
+    Raises:
+        FileNotFoundError: There are no features, or the extraction has not finished.
+        ValueError: They are of another version of this program.
+    """
+    if not (folder / HEADER).is_file():
+        raise FileNotFoundError(
+            f"{folder}: no {HEADER}; --data-path names a folder that scripts/extract_features.py wrote."
+        )
+    header = json.loads((folder / HEADER).read_text(encoding="utf-8"))
+    if header["feature_version"] != FEATURE_VERSION:
+        raise ValueError(
+            f"{folder}: features of version {header['feature_version']}, and encoders now give those of "
+            f"version {FEATURE_VERSION}; extract them anew, into another folder."
+        )
+    if not (folder / INDEX).is_file():
+        done = len(list(folder.glob(f"{LATENTS}-*.safetensors")))
+        raise FileNotFoundError(
+            f"{folder}: the extraction has not finished ({done} of {header['shards'][LATENTS]} shards of "
+            f"latents are there); {_REMEDY}"
+        )
+    return header
+
+
+def _entries(bucket_config: Mapping[str, Mapping[int, Any]]) -> dict[tuple[str, int], Any]:
+    """Return the probability of each bucket, as JSON holds it."""
+    return {
+        (name, frames): list(entry[0]) if isinstance(entry[0], tuple | list) else entry[0]
+        for name, lengths in bucket_config.items()
+        for frames, entry in lengths.items()
+    }
