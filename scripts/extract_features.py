@@ -8,9 +8,9 @@ where it was stopped. --dry-run says how much there is to do, and how large it g
 """
 
 import json
+import math
 import shutil
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 
 from opensora.acceleration.parallel import all_equal, init_distributed, parallel_state, shut_down
 from opensora.datasets.buckets import ClipIndex
+from opensora.datasets.feature_plan import pack, plan_features, shorten
 from opensora.datasets.features import (
     ENTRIES,
     FEATURE_VERSION,
@@ -49,6 +50,7 @@ from opensora.registry import DATASETS, build, fill_in
 from opensora.utils.config import plain, read_command_line
 from opensora.utils.files import write_text
 from opensora.utils.logging import get_logger
+from opensora.utils.progress import Progress
 from opensora.utils.random import Draws, seed_everything
 from opensora.utils.user_errors import one_line_errors
 from opensora.utils.weights import save_safetensors
@@ -180,7 +182,7 @@ class Extraction:
         """Encode the captions of this process's shards, then free the text encoder."""
         self.text_encoder.to(self.place.device)
         todo = [n for n in self._mine(TEXT) if not _is_whole(shard_path(self.folder, TEXT, n))]
-        progress = _Progress("captions", sum(len(self.shards[TEXT][n]) for n in todo))
+        progress = self._progress("captions", sum(len(self.shards[TEXT][n]) for n in todo))
         for number in todo:
             tensors = {}
             for caption in self.shards[TEXT][number]:
@@ -196,7 +198,7 @@ class Extraction:
         self.vae.to(self.place.device, self.dtype)
         todo = [n for n in self._mine(LATENTS) if not self._is_done(n)]
         numbers = [i for n in todo for i in self.shards[LATENTS][n]]
-        progress = _Progress("clips", len(numbers))
+        progress = self._progress("clips", len(numbers))
         samples = iter(self._samples(numbers))
         for number in todo:
             tensors: dict[str, Tensor] = {}
@@ -241,41 +243,12 @@ class Extraction:
         return True
 
     def _plan(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Return the clips to encode [N, 5], and where each clip that training asks for is among them.
-
-        Clips with the same frames of the same row are encoded once. The second are columns of the index:
-        sizes, sorted names (row, size, variant) and entries.
-        """
         cfg, dataset = self.cfg, self.dataset
         buckets = build_buckets(dataset, cfg["bucket_config"], cfg["batch_size"])
         per_step = (cfg["batches_per_step"] if "batches_per_step" in cfg else None) or 1
-        interval = dataset.frame_interval
-        planner = Planner(
-            dataset.manifest.fingerprint, dataset.sizes(), buckets, per_step, cfg["seed"], interval
-        )
-        sizes = np.array([shape[2:5] for shape in buckets.shapes], dtype=np.int64)
-        wanted, carry = [], None
-        for variant in range(cfg["variants"]):
-            plan = planner.plan(variant, carry)
-            carry = plan.carry
-            rows = np.concatenate([plan.rows, carry[:, 0]])
-            size = np.concatenate([np.repeat(plan.sizes, np.diff(plan.starts), axis=0), sizes[carry[:, 1]]])
-            wanted.append(np.column_stack([rows, size, np.full(len(rows), variant)]).astype(np.int64))
-        asked = np.concatenate(wanted)
-        asked = asked[np.lexsort(asked.T[::-1])]  # by row, so that files are read one after the other
-        shapes, shape = np.unique(asked[:, 1:4], axis=0, return_inverse=True)
-        names = (asked[:, 0] * len(shapes) + shape.reshape(-1)) * cfg["variants"] + asked[:, 4]
-        entries, clips, seen = np.empty(len(asked), dtype=np.int32), [], {}
-        for i, fields in enumerate(asked.tolist()):
-            clip = ClipIndex(*fields)
-            content = (clip.row, clip.num_frames, clip.height, clip.width, *dataset.frame_indices(clip))
-            content += (clip.epoch,) if self.drawn else ()
-            entries[i] = seen.setdefault(content, len(clips))
-            if entries[i] == len(clips):
-                clips.append(fields)
-        order = np.argsort(names)
-        table = {"clip": names[order], "entry": entries[order], "shapes": shapes.astype(np.int32)}
-        return np.array(clips, dtype=np.int64), table
+        table = (dataset.manifest.fingerprint, dataset.sizes())
+        planner = Planner(*table, buckets, per_step, cfg["seed"], dataset.frame_interval)
+        return plan_features(dataset, planner, cfg["variants"], self.drawn)
 
     def _captions(self) -> list[str]:
         """Return the distinct captions, and note that of each row (-1 for none)."""
@@ -316,7 +289,7 @@ class Extraction:
         return 4 * numbers if self.stored is None else 2 * numbers * self.stored.itemsize
 
     def _pack_clips(self) -> list[list[int]]:
-        return _pack([self._clip_bytes(clip) for clip in self.clips.tolist()], self.cfg["shard_mib"] * 2**20)
+        return pack([self._clip_bytes(clip) for clip in self.clips.tolist()], self.cfg["shard_mib"] * 2**20)
 
     def _pack_captions(self) -> list[list[int]]:
         self.caption_bytes = 0
@@ -325,7 +298,13 @@ class Extraction:
         item = self.text_encoder.place.dtype.itemsize
         sizes = [n * self.text_encoder.width * item for n in self.text_encoder.tokenize(self.captions)]
         self.caption_bytes = sum(sizes)
-        return _pack(sizes, self.cfg["shard_mib"] * 2**20)
+        return pack(sizes, self.cfg["shard_mib"] * 2**20)
+
+    def _progress(self, what: str, total: int) -> Progress:
+        """Return the progress of this process's share; that of the main one is heard."""
+        processes = self.place.world_size
+        note = f" x {processes} processes" if processes > 1 else ""
+        return Progress(what, total, note, _SAY_EVERY_S if self.place.is_main else math.inf)
 
     def _mine(self, kind: str) -> list[int]:
         """Return the numbers of the shards that this process makes."""
@@ -365,7 +344,7 @@ class Extraction:
         return {
             **entry,
             "key": key,
-            "frames": _shorten(sample["frames"]),
+            "frames": shorten(sample["frames"]),
             "fps": sample["fps"],
             "file": sample["file"],
         }
@@ -423,19 +402,6 @@ class Extraction:
         save_safetensors(tensors, path)
 
 
-def _pack(sizes: Sequence[int], most: float) -> list[list[int]]:
-    """Put numbers into groups, in order, whose sizes add up to `most` at most, as far as one alone does."""
-    groups: list[list[int]] = []
-    total = 0
-    for number, size in enumerate(sizes):
-        if not groups or total + size > most:
-            groups.append([])
-            total = 0
-        groups[-1].append(number)
-        total += size
-    return groups
-
-
 def _essence(part: Any) -> Any:
     """Leave out of a part of the header what may differ between starts: paths of weights."""
     if not isinstance(part, Mapping):
@@ -449,37 +415,6 @@ def _is_whole(path: Path) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _shorten(frames: list[int]) -> list[int] | dict[str, int]:
-    steps = set(np.diff(frames).tolist())
-    if len(steps) > 1:
-        return frames
-    return {"first": frames[0], "step": steps.pop() if steps else 1, "count": len(frames)}
-
-
-class _Progress:
-    """A line now and then: how much is done, how fast, how long it still takes."""
-
-    def __init__(self, what: str, total: int) -> None:
-        self.what, self.total, self.done = what, total, 0
-        self.start = self.said = time.perf_counter()
-
-    def add(self) -> None:
-        """Count one; each process speaks for its own share, and the main one is heard."""
-        self.done += 1
-        now = time.perf_counter()
-        if not parallel_state().is_main or (now - self.said < _SAY_EVERY_S and self.done < self.total):
-            return
-        self.said = now
-        rate = self.done / max(now - self.start, 1e-9)
-        left = int((self.total - self.done) / rate)
-        clock = f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}"
-        processes = parallel_state().world_size
-        share = f" x {processes} processes" if processes > 1 else ""
-        get_logger().info(
-            "%s %d/%d | %.2f a second%s, %s left", self.what, self.done, self.total, rate, share, clock
-        )
 
 
 if __name__ == "__main__":
