@@ -17,9 +17,9 @@ CORE = [
     "diffusers>=0.32",
     "einops>=0.8",
     "mmengine>=0.10.7",
-    "pandas>=2.2",
     "av>=17",
     "pillow>=11",
+    "pyarrow>=17",
     "safetensors>=0.5",
     "transformers>=4.51",
     "sentencepiece>=0.2",
@@ -28,7 +28,7 @@ CORE = [
     "tqdm>=4.66",
 ]
 EXTRAS = {
-    "data": ["pyarrow>=17", "scenedetect>=0.6.7"],
+    "data": ["scenedetect>=0.6.7"],
     "eval": ["scipy>=1.13"],
     "gradio": ["gradio>=5"],
     # ColossalAI itself is installed with --no-deps (docs/dependencies.md); these are what importing it needs.

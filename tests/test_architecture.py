@@ -30,7 +30,7 @@ AT_THE_TOP = {
     "numpy",
     "einops",
     "mmengine",
-    "pandas",
+    "pyarrow",
     "av",
     "PIL",
     "safetensors",

@@ -2,12 +2,17 @@
 
 dataset = dict(
     type="VideoDataset",
-    data_path=None,  # table (.csv or .parquet) with path, text, num_frames, height, width
+    data_path=None,  # table (.csv, .csv.gz, .parquet, .jsonl, .json), or a folder of clips
+    layout="captions",  # of a folder: "captions" (beside files), "classes" or "frames" (a folder each)
+    columns=None,  # names in the table where they are not ours, such as {"text": "caption"}
+    root=None,  # folder where relative paths of the table start; None is where Python was started
     num_frames=None,  # frames per clip; None with bucket_config
     frame_interval=1,  # take every n-th frame
     image_size=None,  # (height, width) in pixels; None with bucket_config
     transform="resize_crop",  # "resize_crop" fills the size and crops, "center" does so for squares
-    probe=False,  # read sizes and lengths from the files where the table lacks them
+    probe=False,  # read sizes and lengths from the files where the table lacks them; of a folder always
+    cache="cache/tables",  # folder for columns of large tables and for probed sizes; None: in memory
+    check_files=1000,  # files that are looked for before the run starts, some are opened; 0 trusts the table
 )
 bucket_config = None  # {resolution: {frames: (probability, batch size)}}; None is one size for all
 batch_size = None  # clips per batch; None with bucket_config, which has its own

@@ -1,5 +1,8 @@
 """Registered datasets, and the keys of a batch.
 
+A dataset has `__getitem__(ClipIndex)`, `sizes()`, and if it likes `check()`, which looks at some of its files
+before a run starts and raises an error that says what to change.
+
 | key | type | from |
 |---|---|---|
 | `video` | float `[B,3,T,H,W]` in [-1, 1] | dataset, or reference files at inference |

@@ -1,75 +1,31 @@
-"""Tables of clips: reading, checking, and columns that cost no memory in workers.
+"""Tables of clips: reading, checking, and columns that processes share.
 
-The columns are arrays, never lists of Python objects: processes that read clips share them.
+A large table is prepared once: its columns go into files in the folder `cache`, which every process that
+reads clips maps into memory. A small one is read anew each time.
 """
 
-import difflib
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import os
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
-import torch
 
-from opensora.datasets.video_io import ClipError, ClipInfo
+from opensora.datasets.columns import RowsOf, Strings, array_digest, combine
+from opensora.datasets.prepared import locked, open_or_prepare
+from opensora.datasets.probing import ProbeMemory, probe_files
+from opensora.datasets.reading import ClipError
+from opensora.datasets.table_schema import SIZES, TYPES, Problems, to_numbers
+from opensora.datasets.table_source import COLUMNS, SHOWN, Source, build_columns, complain
+from opensora.datasets.video_io import ClipInfo
 from opensora.datasets.video_io import probe as probe_file
 from opensora.utils.logging import get_logger
 
-SIZES = ("num_frames", "height", "width")
-_TYPES = {"label": np.int64, "num_frames": np.int32, "height": np.int32, "width": np.int32, "fps": np.float32}
-_LEAST = {"label": 0, "num_frames": 1, "height": 1, "width": 1}
-# What people call our columns; named in errors, never guessed.
-_SYNONYMS = {"path": ("video", "image", "file", "filename", "video_path"), "text": ("caption", "prompt")}
-_ROWS_AT_ONCE = 100_000
-_SHOWN = 5  # problems listed in an error
-
-
-class Strings:
-    """A column of texts as one array of bytes.
-
-    Args:
-        values: The texts.
-
-    Attributes:
-        data: UTF-8 of all texts. uint8, shape [M].
-        ends: Where each text ends in `data`. int64, shape [N].
-    """
-
-    def __init__(self, values: Iterable[str]) -> None:
-        data, lengths = bytearray(), []
-        for value in values:
-            encoded = value.encode()
-            data += encoded
-            lengths.append(len(encoded))
-        # Tensors, because torch hands them to other processes through shared memory.
-        self.data = torch.from_numpy(np.frombuffer(bytes(data), dtype=np.uint8).copy())
-        self.ends = torch.from_numpy(np.cumsum(np.array(lengths, dtype=np.int64)))
-
-    @classmethod
-    def join(cls, parts: Sequence["Strings"]) -> "Strings":
-        """Put columns one below the other."""
-        joined = cls(())
-        offsets = np.cumsum([0, *(len(part.data) for part in parts)]).tolist()
-        joined.data = torch.cat([joined.data, *(part.data for part in parts)])
-        moved = [part.ends + offset for part, offset in zip(parts, offsets[:-1], strict=True)]
-        joined.ends = torch.cat([joined.ends, *moved])
-        return joined
-
-    def __len__(self) -> int:
-        return len(self.ends)
-
-    def __getitem__(self, row: int) -> str:
-        if not 0 <= row < len(self):
-            raise IndexError(f"row {row}: the column has rows 0 to {len(self) - 1}.")
-        start = int(self.ends[row - 1]) if row else 0
-        return self.data[start : int(self.ends[row])].numpy().tobytes().decode()
-
-    def __iter__(self) -> Iterator[str]:
-        return (self[row] for row in range(len(self)))
+_LARGE = 32 << 20  # bytes of a table that is prepared in files
+_MOST_MISSING = 0.01  # of the files looked at before a run starts
 
 
 @dataclass
@@ -77,14 +33,15 @@ class Manifest:
     """A checked table. Columns have N rows.
 
     Args:
-        path: Files.
+        path: Files; folders of frames end with a slash.
         num_frames: Frames of each file, 1 for images; 0 for one that could not be probed. int32.
         height: Height in pixels, as displayed. int32.
         width: Width in pixels. int32.
         text: Captions, or None.
         label: Class numbers from 0, or None. int64.
         fps: Frames per second, NaN where the table does not say, or None. float32.
-        extra: Other columns by name; nothing here uses them.
+        extra: Other columns by name, as texts; `numbers` reads scores.
+        fingerprint: Hash of the content, apart from `extra` and `root`.
     """
 
     path: Strings
@@ -94,7 +51,8 @@ class Manifest:
     text: Strings | None = None
     label: np.ndarray | None = None
     fps: np.ndarray | None = None
-    extra: dict[str, Strings | np.ndarray] = field(default_factory=dict)
+    extra: dict[str, Strings] = field(default_factory=dict)
+    fingerprint: str = ""
 
     def __len__(self) -> int:
         """Number of rows."""
@@ -105,229 +63,186 @@ class Manifest:
         """Length, height and width of each file."""
         return self.num_frames, self.height, self.width
 
-    @property
-    def fingerprint(self) -> str:
-        """Hash of the content, apart from `extra`."""
-        digest = hashlib.blake2b(digest_size=16)
-        for name in ("path", "text", "label", *SIZES, "fps"):
-            column = getattr(self, name)
-            digest.update(name.encode())
-            if isinstance(column, Strings):
-                digest.update(column.ends.numpy().tobytes() + b"/")
-                digest.update(column.data.numpy().tobytes())
-            elif column is not None:
-                digest.update(column.tobytes())
-        return digest.hexdigest()
-
-    def check_files(self, limit: int = 1000) -> None:
-        """Look whether the files exist.
-
-        Args:
-            limit: Rows to look at, spread evenly over the table.
+    def numbers(self, name: str) -> np.ndarray:
+        """Return a column of scores from `extra`. float64, NaN for empty cells, shape [N].
 
         Raises:
-            FileNotFoundError: Some do not.
+            KeyError: There is no such column.
+            ValueError: It holds other things than numbers.
         """
-        rows = np.unique(np.linspace(0, max(0, len(self) - 1), min(limit, len(self))).astype(np.int64))
-        missing = [int(row) for row in rows if not Path(self.path[int(row)]).is_file()]
+        if name not in self.extra:
+            others = ", ".join(self.extra) or "none"
+            raise KeyError(f"column {name!r} is not in the table; columns of scores are: {others}.")
+        problems = Problems(SHOWN)
+        parts, first = [], 0
+        for chunk in self.extra[name].chunks:
+            parts.append(to_numbers(name, chunk, first, True, problems))
+            first += len(chunk)
+        if problems.count:
+            raise ValueError(f"column {name!r} holds no numbers:\n{problems.lines(SHOWN)}")
+        return np.concatenate(parts)
+
+    def check_files(self, limit: int = 1000, opened: int = 8) -> None:
+        """Look whether files exist, and whether the table says of them what they say themselves.
+
+        Args:
+            limit: Rows whose files are looked for, spread evenly over the table; 0 checks nothing.
+            opened: How many of them are opened.
+
+        Raises:
+            FileNotFoundError: More than one percent do not exist.
+            ValueError: None that was opened can be read, or most have other sizes than the table says.
+        """
+        rows = _spread(np.flatnonzero(self.num_frames), limit)
+        missing = [row for row in rows if not os.path.exists(self.path[row])]
         if missing:
-            shown = "\n".join(f"  row {row}: {self.path[row]}" for row in missing[:_SHOWN])
-            raise FileNotFoundError(
-                f"{len(missing)} of {len(rows)} files looked at do not exist:\n{shown}\n"
-                f"Correct the column path; relative paths start at {Path.cwd()}."
+            lines = [f"  row {row}: {self.path[row]}" for row in missing[:SHOWN]]
+            said = "\n".join([f"{len(missing)} of {len(rows)} files looked at do not exist:", *lines])
+            if len(missing) <= _MOST_MISSING * len(rows):
+                get_logger().warning("%s", said)
+            else:
+                raise FileNotFoundError(f"{said}\n{self._where_to_look(missing[0])}")
+        wrong = [(row, self._compare(row)) for row in _spread(np.setdiff1d(rows, missing), opened)]
+        unread = [said for _, said in wrong if isinstance(said, ClipError)]
+        if wrong and len(unread) == len(wrong):
+            lines = "\n".join(f"  {said}" for said in unread[:SHOWN])
+            raise ValueError(f"none of {len(wrong)} files that were opened can be read:\n{lines}")
+        different = [f"  row {row}: {said}" for row, said in wrong if isinstance(said, str)]
+        if 2 * len(different) > len(wrong):
+            lines = "\n".join(different[:SHOWN])
+            raise ValueError(
+                f"{len(different)} of {len(wrong)} files that were opened differ from the table:\n{lines}\n"
+                "Repair the table: python -m tools.datasets.check TABLE --output NEW. Were height and width "
+                "swapped, or clips cut since?"
             )
 
+    def _where_to_look(self, row: int) -> str:
+        if self.text is not None and os.path.exists(self.text[row]):
+            return "The column text holds files: are path and text swapped?"
+        return (
+            "Correct the column path, or set dataset.root to the folder where its relative paths start; they "
+            f"start at {Path.cwd()} now."
+        )
 
-def read_manifest(path: str | Path, probe: bool = False, num_threads: int = 8) -> Manifest:
+    def _compare(self, row: int) -> ClipError | str | None:
+        """Return how a file differs from its row: an error if it cannot be read, None if it does not."""
+        try:
+            found = probe_file(self.path[row])
+        except ClipError as error:
+            return error
+        table = tuple(int(column[row]) for column in self.columns)
+        if table[0] <= found.num_frames and table[1:] == found[1:3]:
+            return None  # a file with more frames than the table says is read correctly
+        names = ("frames", "height", "width")
+        said = [
+            f"{name} {t}, the file {f}" for name, t, f in zip(names, table, found, strict=False) if t != f
+        ]
+        return f"{self.path[row]}: the table says {', '.join(said)}"
+
+
+def read_manifest(
+    path: str | Path,
+    probe: bool = False,
+    num_threads: int = 8,
+    layout: str = "captions",
+    columns: Mapping[str, str] | None = None,
+    root: str | None = None,
+    cache: str | Path | None = None,
+) -> Manifest:
     """Read a table of clips and check it.
 
     Columns: `path`; `text` or `label`, or neither; `num_frames`, `height`, `width`; `fps` if it is known.
     Others are kept in `extra`.
 
     Args:
-        path: A .csv or .parquet file.
+        path: A .csv, .csv.gz, .parquet, .jsonl or .json file, or a folder of clips.
         probe: Fill in missing or empty `num_frames`, `height`, `width`, `fps` from the files themselves.
         num_threads: Files that are probed at once.
+        layout: How a folder is laid out: "captions", "classes" or "frames"; see `read_folder`.
+        columns: From our names of columns to the table's, such as {"text": "caption"}.
+        root: Folder that relative paths start at.
+        cache: Folder for the files of large tables, and for what probing found; None keeps all in memory.
 
     Raises:
         FileNotFoundError: There is no such table.
         ValueError: A column is missing, or cells are wrong; the message names rows, columns and a remedy.
-        ModuleNotFoundError: A .parquet file without pyarrow.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"data_path={str(path)!r}: no such table; set --data-path to a .csv or .parquet file."
-        )
-    parts: dict[str, list[Any]] = {}
-    problems: list[str] = []
-    total = 0
-    for frame in _read_frames(path):
-        _require(path, list(frame.columns), probe)
-        for name, values in frame.items():
-            parts.setdefault(name, []).append(_column(name, values, total, probe, problems))
-        total += len(frame)
-    if not total:
-        raise ValueError(f"{path}: the table has no rows below its header; add some.")
-    columns: dict[str, Any] = {
-        name: (Strings.join if isinstance(column[0], Strings) else np.concatenate)(column)
-        for name, column in parts.items()
-    }
-    if problems:
-        more = f"\n  ... and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
-        shown = "\n".join(f"  {problem}" for problem in problems[:_SHOWN])
-        raise ValueError(
-            f"{path}: {len(problems)} cells are wrong (row 0 is the first below the header):\n{shown}{more}\n"
-            "Correct or remove these rows; dataset.probe=True fills empty sizes from the files."
-        )
-    extra = {
-        name: _simplify(columns.pop(name)) for name in list(columns) if name not in (*_TYPES, "path", "text")
-    }
-    if probe:
-        _probe_missing(columns, num_threads)
+    source = Source(Path(path), layout, dict(columns or {}), root, probe or Path(path).is_dir())
+    cache = None if cache is None else Path(cache)
+    if cache is None or source.is_folder or source.path.stat().st_size < _LARGE:
+        problems = Problems(SHOWN)
+        found, digests = build_columns(source, problems)
+        complain(source, problems)
+    else:
+        found, digests = open_or_prepare(source, cache)
+    return _finish(source, found, digests, num_threads, cache)
+
+
+def _finish(
+    source: Source,
+    columns: dict[str, Any],
+    digests: dict[str, str],
+    num_threads: int,
+    cache: Path | None,
+) -> Manifest:
+    """Fill in sizes from the files, and make the manifest."""
+    root = source.root or (str(source.path) if source.is_folder else "")
+    extra = {name: columns.pop(name) for name in list(columns) if name not in COLUMNS}
+    paths = columns["path"].below(root) if root else columns["path"]
+    if source.probe:
+        _probe_missing(columns, paths, num_threads, None if cache is None else memory_file(source, cache))
+        digests = {**digests, **{name: array_digest(columns[name]) for name in (*SIZES, "fps")}}
     if "fps" in columns and np.isnan(columns["fps"]).all():
         del columns["fps"]
-    return Manifest(**columns, extra=extra)
+    used = {name: digest for name, digest in digests.items() if name in columns}
+    return Manifest(**{**columns, "path": paths}, extra=extra, fingerprint=combine(used))
 
 
-def _read_frames(path: Path) -> Iterator[pd.DataFrame]:
-    """Read a table piece by piece: texts from CSV, values with their types from parquet."""
-    if path.suffix.lower() not in (".csv", ".parquet"):
-        raise ValueError(
-            f"data_path={str(path)!r}: a table is .csv or .parquet; convert it or change the suffix."
-        )
-    for frame in _read_csv(path) if path.suffix.lower() == ".csv" else _read_parquet(path):
-        frame.columns = [str(name).strip() for name in frame.columns]
-        yield frame
+def memory_file(source: Source, cache: Path) -> Path:
+    """Return where it is remembered what probing the files of a table found."""
+    name = hashlib.blake2b(str(source.path.resolve()).encode(), digest_size=8).hexdigest()
+    return cache / f"probed-{name}.bin"
 
 
-def _read_csv(path: Path) -> Iterator[pd.DataFrame]:
-    hint = "texts with commas or line breaks need double quotes"
-    try:
-        # Captions such as "None" or "NA" stay captions: every cell is read as text.
-        reader = pd.read_csv(
-            path,
-            dtype=str,
-            keep_default_na=False,
-            na_filter=False,
-            encoding="utf-8-sig",
-            chunksize=_ROWS_AT_ONCE,
-        )
-        with reader:
-            for frame in reader:
-                if not isinstance(frame.index, pd.RangeIndex):  # pandas takes a surplus cell for a row's name
-                    raise ValueError(f"{path}: rows have more cells than the header; {hint}.")
-                yield frame
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: no CSV with a header in UTF-8 ({error}); {hint}.") from error
+def _spread(rows: np.ndarray, limit: int) -> list[int]:
+    """Return at most `limit` of some rows, evenly spread."""
+    places = np.linspace(0, max(0, len(rows) - 1), min(limit, len(rows))).astype(np.int64)
+    return rows[np.unique(places)].tolist()
 
 
-def _read_parquet(path: Path) -> Iterator[pd.DataFrame]:
-    try:
-        import pyarrow.parquet as parquet
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError(
-            f"{path}: .parquet needs pyarrow: pip install 'opensora[data]', or convert the table to .csv."
-        ) from None
-    try:
-        with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE):
-                yield batch.to_pandas()
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{path}: no parquet file ({error}); write the table anew.") from error
-
-
-def _require(path: Path, names: list[str], probe: bool) -> None:
-    """Complain about missing columns."""
-    missing = [name for name in ("path", *(() if probe else SIZES)) if name not in names]
-    if not missing:
-        return
-    hints = []
-    for name in missing:
-        others = [other for other in names if other.lower() in _SYNONYMS.get(name, ())]
-        near = others or difflib.get_close_matches(name, names, n=1, cutoff=0.7)
-        hints += [f"rename {near[0]!r} to {name!r}"] if near else []
-    if set(missing) & set(SIZES):
-        hints.append("set dataset.probe=True to read sizes from the files")
-    hints = hints or ["the first line of a table names its columns"]
-    raise ValueError(
-        f"{path}: no column {', '.join(missing)}; it has {', '.join(names)}. Remedy: {'; '.join(hints)}."
-    )
-
-
-def _column(
-    name: str, values: pd.Series, first_row: int, probe: bool, problems: list[str]
-) -> Strings | np.ndarray:
-    """Turn a piece of a column into its final form; note wrong cells."""
-    raw = values.astype(object)
-    empty = raw.map(_is_empty).to_numpy(dtype=bool)
-    if name in _TYPES:
-        return _numbers(name, raw, empty, first_row, probe, problems)
-    if name in ("path", "text"):
-        problems += [f"row {first_row + row}: column {name} is empty" for row in np.flatnonzero(empty)]
-    return Strings("" if e else str(v) for e, v in zip(empty, raw, strict=True))
-
-
-def _is_empty(cell: object) -> bool:
-    return cell is None or cell != cell or (isinstance(cell, str) and not cell.strip())
-
-
-def _numbers(
-    name: str, raw: pd.Series, empty: np.ndarray, first_row: int, probe: bool, problems: list[str]
-) -> np.ndarray:
-    """Turn numeric cells into an array; note wrong ones. Empty sizes become 0, to be probed."""
-    found = pd.to_numeric(raw.where(~empty, None), errors="coerce").to_numpy(
-        dtype=np.float64, na_value=np.nan
-    )
-    if name == "fps":
-        good, wish, may_be_empty = np.isfinite(found) & (found > 0), "a number above 0", True
-    else:
-        good = (found >= _LEAST[name]) & (found == np.floor(found)) & (found <= np.iinfo(_TYPES[name]).max)
-        wish, may_be_empty = f"an integer from {_LEAST[name]}", probe and name in SIZES
-    for row in np.flatnonzero(~good & ~(empty & may_be_empty)):
-        problems.append(f"row {first_row + row}: column {name} is {raw.iloc[row]!r}, expected {wish}")
-    return np.where(good, found, np.nan if name == "fps" else 0).astype(_TYPES[name])
-
-
-def _simplify(column: Strings) -> Strings | np.ndarray:
-    """Turn a column that nobody checks into float64 if all its cells are numbers."""
-    try:
-        return np.array([float(value) for value in column])
-    except ValueError:
-        return column
-
-
-def _probe_missing(columns: dict[str, Any], num_threads: int) -> None:
+def _probe_missing(columns: dict[str, Any], paths: Strings, num_threads: int, memory: Path | None) -> None:
     """Fill in sizes and rates from the files. One that cannot be read keeps 0 and belongs to no bucket."""
-    total = len(columns["path"])
+    total = len(paths)
     for name in (*SIZES, "fps"):
-        if name not in columns:
-            columns[name] = np.full(total, np.nan if name == "fps" else 0, dtype=_TYPES[name])
+        empty = np.full(total, np.nan if name == "fps" else 0, dtype=TYPES[name])
+        columns[name] = np.array(columns[name]) if name in columns else empty
     rows = np.flatnonzero((columns["num_frames"] == 0) | (columns["height"] == 0) | (columns["width"] == 0))
     if len(rows) == 0:
         return
-    paths = [columns["path"][int(row)] for row in rows]
-    with ThreadPoolExecutor(num_threads) as pool:
-        infos = list(pool.map(_try_probe, paths))
-    for row, info in zip(rows, infos, strict=True):
-        if isinstance(info, ClipInfo):
-            for name in SIZES:
-                columns[name][row] = columns[name][row] or getattr(info, name)
-            if np.isnan(columns["fps"][row]):
-                columns["fps"][row] = info.fps
-        else:
-            for name in SIZES:
-                columns[name][row] = 0
-    failed = [info for info in infos if isinstance(info, str)]
+    with nullcontext() if memory is None else locked(memory.with_suffix(".lock")):
+        failed = _probe_rows(columns, paths, rows, num_threads, ProbeMemory(memory))
     if failed:
-        shown = "\n".join(f"  {message}" for message in failed[:_SHOWN])
+        shown = "\n".join(f"  {message}" for message in failed[:SHOWN])
         if len(failed) == total:
             raise ValueError(f"none of the {total} files of the table can be read:\n{shown}")
         get_logger().warning("%d of %d files cannot be read and are left out:\n%s", len(failed), total, shown)
 
 
-def _try_probe(path: str) -> ClipInfo | str:
-    try:
-        return probe_file(path)
-    except ClipError as error:
-        return str(error)
+def _probe_rows(
+    columns: dict[str, Any], paths: Strings, rows: np.ndarray, num_threads: int, memory: ProbeMemory
+) -> list[str]:
+    """Probe rows into the columns, and return why files cannot be read."""
+    failed, done = [], 0
+    for results in probe_files(RowsOf(paths, rows), num_threads, memory):
+        for row, result in zip(rows[done : done + len(results)], results, strict=True):
+            if isinstance(result, ClipInfo):
+                for name in SIZES:
+                    columns[name][row] = columns[name][row] or getattr(result, name)
+                if np.isnan(columns["fps"][row]):
+                    columns["fps"][row] = result.fps
+            else:
+                failed.append(str(result))
+                for name in SIZES:
+                    columns[name][row] = 0
+        done += len(results)
+    return failed

@@ -108,7 +108,7 @@ def guarded(path: str, options: ReadOptions, read: Callable[[Deadline], Result])
     """Read a file within its time, and again after an error that may pass.
 
     Args:
-        path: A regular file.
+        path: A regular file, or a folder of frames, which ends with a slash.
         options: Limits.
         read: Called with the deadline, once or several times.
 
@@ -119,7 +119,9 @@ def guarded(path: str, options: ReadOptions, read: Callable[[Deadline], Result])
     pause, left = _FIRST_PAUSE_S, options.retries
     while True:
         try:
-            if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would wait for its writer, without limit
+            mode = os.stat(path).st_mode
+            frames = stat.S_ISDIR(mode) and path.endswith("/")
+            if not (stat.S_ISREG(mode) or frames):  # a pipe would wait for its writer, without limit
                 raise ValueError("it is no regular file")
             return read(deadline)
         except FileNotFoundError:

@@ -1,6 +1,6 @@
 """VideoDataset: clips and images from a table, each as a sample of a batch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from torch import Tensor
@@ -29,12 +29,17 @@ class VideoDataset(Dataset):
     replaced, the dataset stops.
 
     Args:
-        data_path: Table, .csv or .parquet; see docs/data.md for its columns.
+        data_path: Table, or folder of clips; see docs/data.md.
         num_frames: Frames per clip, when all have the same size; None with a `bucket_config`.
         frame_interval: Take every n-th frame.
         image_size: (height, width) in pixels, when all have the same size; None with a `bucket_config`.
         transform: "resize_crop" or "center"; see `opensora.datasets.transforms`.
         probe: Read sizes that the table lacks from the files.
+        layout: How a folder is laid out: "captions", "classes" or "frames".
+        columns: From our names of columns to the table's; None keeps its names.
+        root: Folder that relative paths start at; None is where Python started.
+        cache: Folder for what is kept of large tables and of probing; None keeps it in memory.
+        check_files: Files that `check` looks for.
         seed: Seed of the run.
 
     Attributes:
@@ -56,10 +61,15 @@ class VideoDataset(Dataset):
         image_size: tuple[int, int] | None = None,
         transform: str = "resize_crop",
         probe: bool = False,
+        layout: str = "captions",
+        columns: Mapping[str, str] | None = None,
+        root: str | None = None,
+        cache: str | None = "cache/tables",
+        check_files: int = 1000,
         seed: int = 0,
     ) -> None:
         if data_path is None:
-            raise ValueError("dataset.data_path is None; give a table with --data-path, .csv or .parquet.")
+            raise ValueError("dataset.data_path is None; give a table or a folder with --data-path.")
         if transform not in TRANSFORMS:
             raise ValueError(f"transform={transform!r}: use one of {', '.join(TRANSFORMS)}.")
         if frame_interval < 1:
@@ -70,7 +80,10 @@ class VideoDataset(Dataset):
             )
         if transform == "center" and image_size is not None and image_size[0] != image_size[1]:
             raise ValueError(f"image_size={image_size}: transform='center' makes squares; use 'resize_crop'.")
-        self.manifest = read_manifest(data_path, probe=probe)
+        self.manifest = read_manifest(
+            data_path, probe, layout=layout, columns=columns, root=root, cache=cache
+        )
+        self.check_files = check_files
         self.num_frames = num_frames
         self.frame_interval = frame_interval
         self.image_size = image_size
@@ -87,6 +100,10 @@ class VideoDataset(Dataset):
     def sizes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return length, height and width of each file. Each of shape [N]."""
         return self.manifest.columns
+
+    def check(self) -> None:
+        """Look at some files before a run starts; errors as for `Manifest.check_files`."""
+        self.manifest.check_files(self.check_files)
 
     def __getitem__(self, clip: ClipIndex) -> dict[str, str | int | float | Tensor]:
         """Read a clip.

@@ -16,12 +16,12 @@ from PIL import Image, ImageDraw, ImageOps
 from torch import Tensor
 
 from opensora.datasets.decoding import Scale, decode_all, read_pyav, read_torchcodec, too_short
-from opensora.datasets.frame_index import frame_index
+from opensora.datasets.frame_folder import IMAGE_EXTENSIONS, frame_files, is_frame_folder, read_frames
+from opensora.datasets.frame_index import UNKNOWN_FPS, frame_index
 from opensora.datasets.reading import ClipError, Deadline, ReadOptions, guarded
 from opensora.utils.files import whole_file
 
 VIDEO_EXTENSIONS = (".mp4", ".avi", ".mov", ".mkv")
-IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 IMAGE_FPS = 120.0  # the published networks learned this number as the mark of an image
 
 _PUBLISHED = ReadOptions()  # as the published training read: PyAV
@@ -38,7 +38,7 @@ class ClipInfo(NamedTuple):
 
 def is_image(path: str) -> bool:
     """Say whether a path has an image's extension."""
-    return Path(path).suffix.lower() in IMAGE_EXTENSIONS
+    return path.lower().endswith(IMAGE_EXTENSIONS)
 
 
 def is_video(path: str) -> bool:
@@ -57,6 +57,8 @@ def probe(path: str, options: ReadOptions = _PUBLISHED) -> ClipInfo:
     """
     if is_image(path):
         return guarded(path, options, lambda deadline: _probe_image(path))
+    if is_frame_folder(path):
+        return guarded(path, options, lambda deadline: _probe_frames(path))
     _check_extension(path)
     return guarded(path, options, lambda deadline: _probe_video(path, deadline))
 
@@ -69,6 +71,8 @@ def clip_fps(path: str, options: ReadOptions = _PUBLISHED) -> float:
     """
     if is_image(path):
         return IMAGE_FPS
+    if is_frame_folder(path):
+        return UNKNOWN_FPS
     _check_extension(path)
     return guarded(path, options, lambda deadline: frame_index(path, deadline).fps)
 
@@ -102,6 +106,8 @@ def read_clip(
         raise ValueError(f"{path}: frame numbers {wanted}; give at least one, from 0.")
     if scale is not None and options.reader != "pyav":
         raise ValueError(f"reader={options.reader!r} does not scale; use reader='pyav'.")
+    if is_frame_folder(path):
+        return guarded(path, options, lambda deadline: read_frames(path, wanted, scale, deadline.check))
     _check_extension(path)
 
     def read(deadline: Deadline) -> Tensor:
@@ -265,6 +271,11 @@ def _check_extension(path: str) -> None:
             f"{path}: unknown extension. Videos are {' '.join(VIDEO_EXTENSIONS)}, images "
             f"{' '.join(IMAGE_EXTENSIONS)}."
         )
+
+
+def _probe_frames(path: str) -> ClipInfo:
+    height, width = read_frames(path, [0]).shape[1:3]
+    return ClipInfo(len(frame_files(path)), height, width, UNKNOWN_FPS)
 
 
 def _probe_image(path: str) -> ClipInfo:

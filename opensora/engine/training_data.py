@@ -56,6 +56,8 @@ class TrainingData:
             )
         self.accumulation = per_step // self.world_size
         self.dataset = build(DATASETS, fill_in(DATASETS, cfg["dataset"], seed=cfg["seed"]))
+        if hasattr(self.dataset, "check"):
+            self.dataset.check()
         self.planner = Planner(
             self.dataset.manifest.fingerprint,
             self.dataset.sizes(),

@@ -143,7 +143,7 @@ from opensora.utils.config import read_command_line
 try:
     read_command_line("Do a thing.", sys.argv[1:])
 finally:
-    heavy = {"torch", "transformers", "diffusers", "pandas", "opensora.registry"} & set(sys.modules)
+    heavy = {"torch", "transformers", "diffusers", "pyarrow", "opensora.registry"} & set(sys.modules)
     sys.stderr.write(f"{time.perf_counter() - start:.3f} {sorted(heavy)}\\n")
 """
 
