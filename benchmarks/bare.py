@@ -32,8 +32,9 @@ class BareProducts(TorchFunctionMode):
     """Record every matrix product, attention and convolution that runs inside the `with` block.
 
     Attributes:
-        calls: Function, arguments and keywords of each call, with the real shapes, dtypes and values, on
-            contiguous tensors. Inputs of equal shape share memory, weights do not.
+        calls: Function, arguments and keywords of each call, with the real shapes, dtypes and values (random
+            ones for tensors without data), on contiguous tensors. Inputs of equal shape share memory, weights
+            do not.
         counts: How many of each kind there were.
         strided: How many of their tensors were not contiguous in the network.
     """
@@ -86,6 +87,7 @@ class BareProducts(TorchFunctionMode):
         self.strided += not x.is_contiguous()
         key = (id(x),) if isinstance(x, torch.nn.Parameter) else (x.shape, x.dtype, place)
         if key not in self._shared:
-            copy = x.detach().clone(memory_format=torch.contiguous_format)
+            values = torch.randn(x.shape, dtype=x.dtype) if x.is_meta else x.detach()
+            copy = values.clone(memory_format=torch.contiguous_format)
             self._shared[key] = copy.requires_grad_(x.is_floating_point())
         return self._shared[key]
