@@ -1,8 +1,8 @@
 """The autoencoder of 1.3 at a quarter of its width, beside the bare convolutions of its plain definition.
 
-Encoding and decoding of clips of 128 x 128 pixels: in one piece, in the chunks of the published weights, and as
-the inference config ships it. 2 threads. `over_bare` is our time over that of the float32 convolutions that the
-definition names, so an implementation that runs these stays above 1.
+Encoding and decoding of clips of 128 x 128 pixels: in one piece, in the chunks of the published weights, and
+as the inference config ships it. 2 threads. `over_bare` is our time over that of the float32 convolutions of
+the definition, so an implementation that runs these stays above 1.
 """
 
 import math
@@ -137,9 +137,7 @@ def psnr(expected: Tensor, other: Tensor) -> float:
 def _psnr(frames: int) -> Measure:
     decoded = [network(frames, "decode", dtype, "whole")[0]() for dtype in DTYPES]
     conditions = {"frames": frames, "weights": "random"}
-    return Measure(
-        "vae/bf16/psnr_to_fp32", psnr(*decoded), "dB", at_least=BF16_PSNR, conditions=conditions
-    )
+    return Measure("vae/bf16/psnr_to_fp32", psnr(*decoded), "dB", at_least=BF16_PSNR, conditions=conditions)
 
 
 def _shape(vae: VideoVAE, frames: int, side: str) -> tuple[int, ...]:
