@@ -43,17 +43,34 @@ class Problems:
 
     Args:
         most: Problems that are kept in words.
+
+    Attributes:
+        left_out: Rows that were no rows; others have moved up for them. Increasing.
     """
 
     most: int
     first: list[Problem] = field(default_factory=list)
     count: int = 0
+    left_out: list[int] = field(default_factory=list)
 
     def add(self, row: int, column: str, said: str) -> None:
         """Note a problem."""
         self.count += 1
         if len(self.first) < self.most:
             self.first.append(Problem(row, column, said))
+
+    def leave_out(self, row: int, said: str) -> None:
+        """Note a row that is none."""
+        self.left_out.append(row)
+        self.add(row, "", said)
+
+    def row_in_file(self, row: int) -> int:
+        """Return where a row stood before rows were left out."""
+        for gone in self.left_out:
+            if gone > row:
+                break
+            row += 1
+        return row
 
     def add_cells(
         self, column: str, values: pa.Array, wrong: np.ndarray, first_row: int, wish: str | None = None
@@ -64,7 +81,7 @@ class Problems:
         for row in shown:
             value = values[row].as_py()
             said = f"is {'' if value is None else value!r}, expected {wish}" if wish else "is empty"
-            self.add(first_row + row, column, said)
+            self.add(self.row_in_file(first_row + row), column, said)
         self.count += len(rows) - len(shown)
 
     def lines(self, most: int) -> str:
@@ -135,7 +152,7 @@ def to_numbers(
 ) -> np.ndarray:
     """Turn a piece of a numeric column into an array of its type, float64 for scores.
 
-    Empty and wrong cells become 0, or NaN in fps and scores.
+    Empty and wrong cells become 0; -1 in labels, NaN in fps and scores.
     """
     texts = values if pa.types.is_string(values.type) or pa.types.is_large_string(values.type) else None
     if texts is not None:
@@ -158,7 +175,8 @@ def to_numbers(
     wrong = ~good & ~(empty & allowed)
     if wrong.any():
         problems.add_cells(name, texts if texts is not None else values, wrong, first_row, wish)
-    return np.where(good, found, 0 if name in _LEAST else np.nan).astype(TYPES.get(name, np.float64))
+    nothing = -1 if name == "label" else 0 if name in _LEAST else np.nan
+    return np.where(good, found, nothing).astype(TYPES.get(name, np.float64))
 
 
 def _number(value: object) -> float:

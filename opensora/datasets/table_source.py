@@ -63,7 +63,7 @@ class Source:
         if self.is_folder:
             yield from read_folder(self.path, self.layout)
             return
-        for piece in read_pieces(self.path, lambda row, said: problems.add(row, "", said)):
+        for piece in read_pieces(self.path, problems.leave_out):
             piece = rename(str(self.path), piece, self.columns)
             require(str(self.path), list(piece), self.probe)
             yield piece

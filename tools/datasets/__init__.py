@@ -1,0 +1,1 @@
+"""Tables of clips: check and repair them, explain one row, and draw what is in them."""
