@@ -19,7 +19,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from opensora.datasets.columns import RowsOf, Strings
-from opensora.datasets.folders import LAYOUTS
 from opensora.datasets.frame_folder import IMAGE_EXTENSIONS
 from opensora.datasets.manifest import memory_file
 from opensora.datasets.prepared import locked
@@ -28,6 +27,7 @@ from opensora.datasets.table_schema import SIZES, TEXTS, TYPES, Problems
 from opensora.datasets.table_source import Columns, Source, build_columns
 from opensora.datasets.video_io import VIDEO_EXTENSIONS, ClipInfo
 from opensora.utils.user_errors import one_line_errors
+from tools.datasets.arguments import add_source_arguments, source_of
 from tools.datasets.write_table import check_output, write_table
 
 # What UTF-8 looks like after it was read as Latin-1, and what unreadable bytes are replaced with.
@@ -71,24 +71,6 @@ def main() -> None:
         if args.output is not None:
             check_output(args.output)
         sys.exit(check(source_of(args), args))
-
-
-def add_source_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the table and how it is read to a command line."""
-    parser.add_argument("table", type=Path, metavar="TABLE", help="table, or folder of clips")
-    parser.add_argument("--layout", default="captions", choices=list(LAYOUTS), help="of a folder")
-    parser.add_argument("--columns", nargs="*", default=[], metavar="OURS=THEIRS", help="text=caption")
-    parser.add_argument("--root", help="folder where relative paths start")
-    parser.add_argument("--cache", type=Path, default=Path("cache/tables"), help="remembers what was probed")
-
-
-def source_of(args: argparse.Namespace) -> Source:
-    """Return the table that a command line names."""
-    wrong = [pair for pair in args.columns if pair.count("=") != 1]
-    if wrong:
-        raise ValueError(f"--columns {wrong[0]}: give OURS=THEIRS, such as text=caption.")
-    columns = dict(pair.split("=") for pair in args.columns)
-    return Source(args.table, args.layout, columns, args.root, probe=True)
 
 
 def check(source: Source, args: argparse.Namespace) -> int:
