@@ -248,7 +248,7 @@ class Extraction:
         per_step = (cfg["batches_per_step"] if "batches_per_step" in cfg else None) or 1
         table = (dataset.manifest.fingerprint, dataset.sizes())
         planner = Planner(*table, buckets, per_step, cfg["seed"], dataset.frame_interval)
-        return plan_features(dataset, planner, cfg["variants"], self.drawn)
+        return plan_features(dataset, planner, cfg["variants"], self.drawn or dataset.cuts_at_random)
 
     def _captions(self) -> list[str]:
         """Return the distinct captions, and note that of each row (-1 for none)."""
@@ -352,7 +352,8 @@ class Extraction:
     def _clip_key(self, clip: ClipIndex, frames: Sequence[int], file_hash: str) -> str:
         vae = {name: self.encoders["vae"][name] for name in ("settings", "weights", "buffers")}
         settings = [FEATURE_VERSION, vae, self.cfg["dtype"], str(self.stored), self._clip_settings()]
-        drawn = [self.cfg["seed"], clip.row, clip.epoch] if self.drawn else None
+        drawn = self.drawn or self.dataset.cuts_at_random
+        drawn = [self.cfg["seed"], clip.row, clip.epoch] if drawn else None
         size = [clip.num_frames, clip.height, clip.width]
         return content_key(settings, file_hash, list(frames), size, drawn)
 

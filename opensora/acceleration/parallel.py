@@ -165,6 +165,20 @@ def broadcast_text(text: str | None) -> str:
     return received.cpu().numpy().tobytes().decode()
 
 
+def gather_texts(text: str) -> list[str]:
+    """Return the texts of all processes, in their order, on every one of them."""
+    if not dist.is_initialized():
+        return [text]
+    data = text.encode()
+    sizes = [torch.tensor(0, device=_state.device) for _ in range(dist.get_world_size())]
+    dist.all_gather(sizes, torch.tensor(len(data), device=_state.device))
+    longest = max(int(size) for size in sizes)
+    padded = [torch.empty(longest + 1, dtype=torch.uint8, device=_state.device) for _ in sizes]
+    dist.all_gather(padded, _bytes(data.ljust(longest + 1)))
+    texts = zip(padded, sizes, strict=True)
+    return [part[: int(size)].cpu().numpy().tobytes().decode() for part, size in texts]
+
+
 def all_equal(value: str) -> bool:
     """Say whether every process passes the same text, without sending it: plans are compared so."""
     if not dist.is_initialized():

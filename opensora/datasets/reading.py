@@ -41,7 +41,7 @@ _UNREADABLE = (av.FFmpegError, OSError, ValueError, EOFError, Image.Decompressio
 Result = TypeVar("Result")
 
 
-class ClipError(Exception):
+class ClipError(ValueError):
     """A clip or image cannot be read as asked. The message names the file and the remedy."""
 
 
@@ -124,6 +124,8 @@ def guarded(path: str, options: ReadOptions, read: Callable[[Deadline], Result])
             if not (stat.S_ISREG(mode) or frames):  # a pipe would wait for its writer, without limit
                 raise ValueError("it is no regular file")
             return read(deadline)
+        except ClipError:
+            raise
         except FileNotFoundError:
             raise ClipError(
                 f"{path}: no such file. Correct the column path of the table; relative paths start at "

@@ -5,7 +5,8 @@ trained so. Offsets of crops are rounded as there too; the two kinds differ by a
 odd.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,7 +15,25 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-_CHUNK = 8  # frames in float32 at once: a long clip in full size would not fit into memory
+_MIDDLE = (0.5, 0.5, 0.5, 0.5)
+
+
+class Cut(NamedTuple):
+    """What a transform makes of frames: scale them, and cut out a window.
+
+    Args:
+        scaled: (height, width) that whole frames are scaled to.
+        top: First row of the window in the scaled frames.
+        left: First column.
+        height: Rows of the window.
+        width: Columns of the window.
+    """
+
+    scaled: tuple[int, int]
+    top: int
+    left: int
+    height: int
+    width: int
 
 
 def normalize(frames: Tensor) -> Tensor:
@@ -29,48 +48,82 @@ def normalize(frames: Tensor) -> Tensor:
     return (frames.float() / 255.0 - 0.5) / 0.5
 
 
-def resize_crop(frames: Tensor, height: int, width: int, image: bool = False) -> Tensor:
-    """Scale frames until they cover a size, and cut out its centre.
+def plan_cut(
+    name: str,
+    size: tuple[int, int],
+    height: int,
+    width: int,
+    image: bool = False,
+    u: Sequence[float] = _MIDDLE,
+) -> Cut:
+    """Say what a transform does to frames of a size. All frames of a clip are cut alike.
+
+    Args:
+        name: "resize_crop" scales until the asked size is covered, and takes the centre. "center" makes
+            squares: it scales the short side, and takes the centre. "random_crop" takes a window of the asked
+            size anywhere, and scales only frames that are too small. "rand_size_crop" takes one anywhere
+            whose sides are random multiples of 8 between `height` and `width`, at most those of the frames.
+        size: (height, width) of the frames.
+        height: Asked height in pixels.
+        width: Asked width in pixels.
+        image: Whether they come from an image file.
+        u: Uniform in [0, 1): row and column of the window, then its height and width.
+
+    Raises:
+        ValueError: There is no such transform, or it does not make this size.
+    """
+    if name not in TRANSFORMS:
+        raise ValueError(f"transform={name!r}: use one of {', '.join(TRANSFORMS)}.")
+    if height < 1 or width < 1:
+        raise ValueError(f"height={height}, width={width}: sizes are positive numbers of pixels.")
+    return TRANSFORMS[name](size, height, width, image, u)
+
+
+def apply_cut(frames: Tensor, cut: Cut, image: bool = False, halve: bool = False) -> Tensor:
+    """Scale frames and cut out the window.
 
     Args:
         frames: uint8, shape [T, H, W, C].
-        height: Height in pixels.
-        width: Width in pixels.
-        image: Whether they come from an image file: bicubic with a low-pass filter instead of bilinear.
+        cut: What to do.
+        image: Scale bicubically with a low-pass filter instead of bilinearly.
+        halve: Halve images that are more than twice too large first, as "center" does.
 
     Returns:
         Float in [-1, 1]. Shape [C, T, height, width].
     """
-    _check(frames, height, width)
-    if image:
-        pictures = [fill_image(frame, height, width) for frame in frames]
-        return normalize(rearrange(torch.stack(pictures), "T H W C -> C T H W"))
-    return _by_chunks(frames, lambda x: fill(x, height, width))
-
-
-def center_crop(frames: Tensor, height: int, width: int, image: bool = False) -> Tensor:
-    """Scale the short side of frames to a square's side, and cut out the central square.
-
-    Arguments and result as for `resize_crop`.
-
-    Raises:
-        ValueError: `height` and `width` differ.
-    """
-    _check(frames, height, width)
-    if height != width:
+    if frames.dtype != torch.uint8 or frames.ndim != 4:
         raise ValueError(
-            f"transform='center' makes squares, got {height} x {width}; use transform='resize_crop'."
+            f"frames are {frames.dtype} of shape {tuple(frames.shape)}; expected uint8 [T, H, W, C]."
         )
     if image:
-        pictures = [center_image(frame, height) for frame in frames]
-        return normalize(rearrange(torch.stack(pictures), "T H W C -> C T H W"))
-    return _by_chunks(frames, lambda x: central(short_side(x, height), height, width))
+        scale = _halve_and_scale if halve else _scale_image
+        pictures = torch.stack([scale(frame, cut.scaled) for frame in frames])
+        pictures = pictures[:, cut.top : cut.top + cut.height, cut.left : cut.left + cut.width]
+    else:
+        pictures = scale_window(frames, cut)
+    return normalize(rearrange(pictures, "T H W C -> C T H W").contiguous())
 
 
-TRANSFORMS: dict[str, Callable[[Tensor, int, int, bool], Tensor]] = {
-    "resize_crop": resize_crop,
-    "center": center_crop,
-}
+def transform(
+    name: str,
+    frames: Tensor,
+    height: int,
+    width: int,
+    image: bool = False,
+    u: Sequence[float] = _MIDDLE,
+) -> Tensor:
+    """Scale and crop frames; arguments as for `plan_cut` and `apply_cut`.
+
+    Returns:
+        Float in [-1, 1]. Shape [C, T, height, width].
+    """
+    cut = plan_cut(name, tuple(frames.shape[1:3]), height, width, image, u)
+    return apply_cut(frames, cut, image, halve=name == "center")
+
+
+def resize_crop(frames: Tensor, height: int, width: int, image: bool = False) -> Tensor:
+    """Scale frames until they cover a size, and cut out its centre; see `transform`."""
+    return transform("resize_crop", frames, height, width, image)
 
 
 def temporal_indices(total: int, num_frames: int, frame_interval: int, u: float) -> list[int]:
@@ -102,28 +155,30 @@ def temporal_indices(total: int, num_frames: int, frame_interval: int, u: float)
     return [start + i * frame_interval for i in range(num_frames)]
 
 
-def fill(x: Tensor, height: int, width: int) -> Tensor:
-    """Scale bilinearly until a size is covered, and cut out its centre.
+def scale_window(frames: Tensor, cut: Cut) -> Tensor:
+    """Scale frames bilinearly without a low-pass filter, and compute the pixels of a window only.
+
+    Equal to scaling whole frames and cutting, up to rounding, in an eighth of the time.
 
     Args:
-        x: Float, shape [T, C, H, W].
-        height: Height in pixels.
-        width: Width in pixels.
+        frames: Shape [T, H, W, C].
+        cut: Scaled size and window.
 
     Returns:
-        Shape [T, C, height, width].
+        float32, shape [T, height, width, C].
     """
-    size = _covering(x.shape[-2], x.shape[-1], height, width)
-    x = _bilinear(x, size)
-    top, left = (size[0] - height) // 2, (size[1] - width) // 2
-    return x[..., top : top + height, left : left + width]
-
-
-def short_side(x: Tensor, size: int) -> Tensor:
-    """Scale the short side to `size` bilinearly. Shape [T, C, H, W] to [T, C, H', W']."""
-    height, width = x.shape[-2:]
-    scale = size / min(height, width)
-    return _bilinear(x, (round(height * scale), round(width * scale)))
+    rows, columns, channels = frames.shape[1:]
+    above, below, down = _neighbours(rows, cut.scaled[0], cut.top, cut.height)
+    before, after, right = _neighbours(columns, cut.scaled[1], cut.left, cut.width)
+    places = np.concatenate([before, after])[:, None] * channels + np.arange(channels)
+    right, down = right.repeat_interleave(channels), down[:, None]
+    windows = torch.empty(len(frames), cut.height, cut.width, channels)
+    for frame, window in zip(frames.numpy(), windows, strict=True):
+        lines = frame.reshape(rows, -1)[np.concatenate([above, below])]
+        corners = torch.from_numpy(np.take(lines, places.reshape(-1), axis=1)).float()
+        sides = torch.lerp(*corners.chunk(2, dim=1), right)
+        window.copy_(torch.lerp(*sides.chunk(2), down).view(window.shape))
+    return windows
 
 
 def central(x: Tensor, height: int, width: int) -> Tensor:
@@ -151,48 +206,6 @@ def flip(x: Tensor) -> Tensor:
     return x.flip(-1)
 
 
-def fill_image(frame: Tensor, height: int, width: int) -> Tensor:
-    """Scale an image bicubically until a size is covered, and cut out its centre.
-
-    Args:
-        frame: uint8, shape [H, W, 3].
-        height: Height in pixels.
-        width: Width in pixels.
-
-    Returns:
-        uint8, shape [height, width, 3].
-    """
-    size = _covering(frame.shape[0], frame.shape[1], height, width)
-    picture = Image.fromarray(frame.numpy()).resize(size[::-1], Image.Resampling.BICUBIC)
-    top, left = round((size[0] - height) / 2), round((size[1] - width) / 2)
-    return torch.from_numpy(np.array(picture))[top : top + height, left : left + width]
-
-
-def center_image(frame: Tensor, size: int) -> Tensor:
-    """Scale the short side of an image to `size`, and cut out the central square.
-
-    While the image is twice too large it is halved, then it is scaled bicubically.
-
-    Args:
-        frame: uint8, shape [H, W, 3].
-        size: Side of the square in pixels.
-
-    Returns:
-        uint8, shape [size, size, 3].
-
-    Source: Dhariwal and Nichol 2021, guided diffusion, preprocessing of ImageNet.
-    """
-    picture = Image.fromarray(frame.numpy())
-    while min(picture.size) >= 2 * size:
-        picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)
-    scale = size / min(picture.size)
-    picture = picture.resize(
-        (round(picture.width * scale), round(picture.height * scale)), Image.Resampling.BICUBIC
-    )
-    top, left = (picture.height - size) // 2, (picture.width - size) // 2
-    return torch.from_numpy(np.array(picture))[top : top + size, left : left + size]
-
-
 def downsample_space(video: Tensor, ratio: float) -> Tensor:
     """Blur a video: scale every frame down by `ratio` and up again. Shape [B, C, T, H, W] is kept."""
     size = video.shape[-2:]
@@ -210,22 +223,79 @@ def downsample_time(video: Tensor, ratio: float) -> Tensor:
     return interpolate(small, size=size, mode="trilinear", align_corners=False)
 
 
-def _check(frames: Tensor, height: int, width: int) -> None:
-    if frames.dtype != torch.uint8 or frames.ndim != 4:
+def _neighbours(size: int, scaled: int, start: int, count: int) -> tuple[np.ndarray, np.ndarray, Tensor]:
+    """Return the two sources of each pixel of a part of a scaled axis, and the weight of the second."""
+    step = torch.tensor(size / scaled, dtype=torch.float32)
+    place = (step * (torch.arange(start, start + count).float() + 0.5) - 0.5).clamp(min=0)
+    first = place.floor().long().clamp(max=size - 1)
+    return first.numpy(), (first + 1).clamp(max=size - 1).numpy(), place - first
+
+
+def _scale_image(frame: Tensor, size: tuple[int, int]) -> Tensor:
+    """Scale a picture bicubically. uint8 [H, W, 3] to [H', W', 3]."""
+    picture = Image.fromarray(frame.numpy()).resize(size[::-1], Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.array(picture))
+
+
+def _halve_and_scale(frame: Tensor, size: tuple[int, int]) -> Tensor:
+    """Halve a picture while it is twice too large, then scale it bicubically. uint8 [H, W, 3].
+
+    Source: Dhariwal and Nichol 2021, guided diffusion, preprocessing of ImageNet.
+    """
+    picture = Image.fromarray(frame.numpy())
+    while min(picture.size) >= 2 * min(size):
+        picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)
+    return _scale_image(torch.from_numpy(np.array(picture)), size)
+
+
+def _resize_crop(size: tuple[int, int], height: int, width: int, image: bool, u: Sequence[float]) -> Cut:
+    scaled = _covering(*size, height, width)
+    over = (scaled[0] - height, scaled[1] - width)
+    top, left = (round(n / 2) for n in over) if image else (n // 2 for n in over)
+    return Cut(scaled, top, left, height, width)
+
+
+def _center(size: tuple[int, int], height: int, width: int, image: bool, u: Sequence[float]) -> Cut:
+    if height != width:
         raise ValueError(
-            f"frames are {frames.dtype} of shape {tuple(frames.shape)}; expected uint8 [T, H, W, C]."
+            f"transform='center' makes squares, got {height} x {width}; use transform='resize_crop'."
         )
-    if height < 1 or width < 1:
-        raise ValueError(f"height={height}, width={width}: sizes are positive numbers of pixels.")
+    halved = size
+    while image and min(halved) >= 2 * height:
+        halved = (halved[0] // 2, halved[1] // 2)
+    scaled = tuple(round(side * (height / min(halved))) for side in halved)
+    over = (scaled[0] - height, scaled[1] - width)
+    top, left = (n // 2 for n in over) if image else (round(n / 2) for n in over)
+    return Cut(scaled, top, left, height, width)
 
 
-def _by_chunks(frames: Tensor, transform: Callable[[Tensor], Tensor]) -> Tensor:
-    """Apply `transform` ([T, C, H, W] in [0, 1] to the same) to a few frames at a time, and normalize."""
-    parts = []
-    for start in range(0, len(frames), _CHUNK):
-        x = rearrange(frames[start : start + _CHUNK], "T H W C -> T C H W").float() / 255.0
-        parts.append((transform(x) - 0.5) / 0.5)
-    return rearrange(torch.cat(parts), "T C H W -> C T H W").contiguous()
+def _random_crop(size: tuple[int, int], height: int, width: int, image: bool, u: Sequence[float]) -> Cut:
+    if size[0] < height or size[1] < width:
+        size = _covering(*size, height, width)
+    return Cut(size, _draw(u[0], size[0] - height), _draw(u[1], size[1] - width), height, width)
+
+
+def _rand_size_crop(size: tuple[int, int], height: int, width: int, image: bool, u: Sequence[float]) -> Cut:
+    if not 8 <= height <= width:
+        raise ValueError(
+            f"transform='rand_size_crop' takes the smallest and the largest side, got {height} and {width}; "
+            "give the smaller one first, at least 8."
+        )
+    sides = [min((height + _draw(x, width - height)) // 8 * 8, n) for x, n in zip(u[2:], size, strict=True)]
+    return _random_crop(size, *sides, image, u)
+
+
+TRANSFORMS: dict[str, Callable[[tuple[int, int], int, int, bool, Sequence[float]], Cut]] = {
+    "resize_crop": _resize_crop,
+    "center": _center,
+    "random_crop": _random_crop,
+    "rand_size_crop": _rand_size_crop,
+}
+
+
+def _draw(u: float, most: int) -> int:
+    """Turn a uniform number into one of 0 to `most`."""
+    return min(int(u * (most + 1)), most)
 
 
 def _covering(rows: int, columns: int, height: int, width: int) -> tuple[int, int]:

@@ -132,6 +132,7 @@ def _run(
 ) -> Path:
     is_main = parallel_state().is_main
     folder = Path(broadcast_text(str(make_run_folder(cfg)) if is_main else None))
+    data.quarantine.file = folder / "quarantine.jsonl"
     task = make_task(cfg)
     modules = task.trainable()
     for module in modules.values():

@@ -10,6 +10,8 @@ from opensora.acceleration.parallel import all_equal, broadcast_text, parallel_s
 from opensora.datasets.epoch_plan import EpochPlan
 from opensora.datasets.loader import build_buckets, build_dataloader
 from opensora.datasets.planner import Planner
+from opensora.datasets.quarantine import Quarantine
+from opensora.datasets.reading import ClipError
 from opensora.datasets.samplers import BucketSampler
 from opensora.registry import DATASETS, build, fill_in
 
@@ -23,10 +25,12 @@ class TrainingData:
         batches_per_step: Batches of a step over all processes, of a run that is continued; None takes the
             config's.
         excluded: Called on the main process at the start of each later epoch; returns the rows, int64 [E],
-            that no process takes in it. The plan of a running epoch never changes.
+            that no process takes in it. None takes those of the quarantine. The plan of a running epoch never
+            changes.
 
     Attributes:
         excluded: As above; may be set until the first epoch ends.
+        quarantine: Files that could not be read.
 
     Raises:
         ValueError: The table, the buckets and the number of processes do not make a plan; says what to
@@ -40,7 +44,6 @@ class TrainingData:
         batches_per_step: int | None = None,
         excluded: Callable[[], np.ndarray] | None = None,
     ) -> None:
-        self.excluded = excluded
         processes = parallel_state()
         self.world_size = processes.data_size
         if batches_per_step is not None and cfg["batches_per_step"] not in (None, batches_per_step):
@@ -58,6 +61,8 @@ class TrainingData:
         self.dataset = build(DATASETS, fill_in(DATASETS, cfg["dataset"], seed=cfg["seed"]))
         if hasattr(self.dataset, "check"):
             self.dataset.check()
+        self.quarantine = Quarantine(self.dataset.manifest)
+        self.excluded = excluded or self.quarantine.excluded
         self.planner = Planner(
             self.dataset.manifest.fingerprint,
             self.dataset.sizes(),
@@ -88,7 +93,11 @@ class TrainingData:
         return self.first_plan.num_steps
 
     def batches(self, epoch: int, start_step: int) -> Iterator[list[dict[str, Any]]]:
-        """Yield for each step from `start_step` on the batches of this process."""
+        """Yield for each step from `start_step` on the batches of this process.
+
+        Raises:
+            ValueError: Too many files cannot be read, or nothing can replace one; on all processes.
+        """
         while self.plan.epoch < epoch:
             self.sampler.next_epoch(self._excluded_now())
         if self.plan.epoch != epoch:
@@ -97,7 +106,16 @@ class TrainingData:
         self.sampler.start_step = start_step
         batches = iter(self.loader)
         for _ in range(start_step, self.plan.num_steps):
-            yield [next(batches) for _ in range(self.accumulation)]
+            step, lost = [], ""
+            try:
+                step = [next(batches) for _ in range(self.accumulation)]
+            except ClipError as error:  # all processes hear of it, and stop together
+                lost = str(error)
+            samples = sum(len(batch["sample"]) for batch in step)
+            replaced = sum(batch.get("replaced", 0) for batch in step)
+            failures = [failure for batch in step for failure in batch.pop("failures", [])]
+            self.quarantine.take(samples, replaced, failures, epoch, lost)
+            yield step
 
     def state(self) -> dict[str, Any]:
         """Return the plan's hash, and the rows that it carries and excludes, as JSON."""
@@ -108,6 +126,7 @@ class TrainingData:
             "batches_per_step": self.plan.batches_per_step,
             "carried": self.plan.carried.tolist(),
             "excluded": self.plan.excluded.tolist(),
+            "quarantine": self.quarantine.state(),
         }
 
     def load(self, state: dict[str, Any]) -> None:
@@ -116,6 +135,7 @@ class TrainingData:
         Raises:
             ValueError: The table, the buckets or the seed changed since.
         """
+        self.quarantine.load(state["quarantine"])
         if self.plan.hash == state["hash"]:
             return
         carried = np.array(state["carried"], dtype=np.int64).reshape(-1, 2)

@@ -49,6 +49,7 @@ def test_one_process_agrees_with_itself(launched, monkeypatch):
     parallel.barrier()
     assert parallel.all_equal("a")
     assert parallel.broadcast_text("text") == "text"
+    assert parallel.gather_texts("text") == ["text"]
     assert float(parallel.all_reduce_mean(2.5)) == 2.5
 
 
@@ -133,6 +134,7 @@ def test_two_processes_of_torchrun(tmp_path):
             "mean": [1.5, 3.0],
             "mean_of_number": 0.5,
             "text": '{"name": "größe"}',
+            "texts": ["", "größe"],
             "empty": "",
             "same": True,
             "different": False,

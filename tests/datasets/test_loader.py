@@ -1,11 +1,16 @@
 """Batches: keys and types, and that workers, processes and interruptions change nothing."""
 
+import os
+import time
+
 import pytest
 import torch
 
+from opensora.datasets import loader as loading
 from opensora.datasets.buckets import Buckets
 from opensora.datasets.loader import build_buckets, build_dataloader, collate
 from opensora.datasets.planner import Planner
+from opensora.datasets.reading import ClipError
 from opensora.datasets.samplers import BucketSampler
 from opensora.datasets.video import VideoDataset
 
@@ -18,10 +23,12 @@ def make_loader(write_clip, write_picture, write_table, tmp_path, monkeypatch):
     lines += [f"{write_picture(f'{i}.png', i, 64, 48)},image {i},1,64,48" for i in range(6)]
     table = write_table("path,text,num_frames,height,width", *lines)
 
-    def make(num_workers=0, rank=0, ranks=1, batches_per_step=2, bad=None):
+    def make(
+        num_workers=0, rank=0, ranks=1, batches_per_step=2, bad=None, make_dataset=VideoDataset, **arguments
+    ):
         if bad:
             (tmp_path / bad).write_bytes(b"nothing")
-        dataset = VideoDataset(table, seed=5)
+        dataset = make_dataset(table, seed=5, **arguments)
         buckets = Buckets({"144p": {1: (1.0, 3), 8: (1.0, 2)}})
         planner = Planner(dataset.manifest.fingerprint, dataset.sizes(), buckets, batches_per_step, seed=5)
         sampler = BucketSampler(planner, rank, ranks)
@@ -71,12 +78,85 @@ def test_workers_change_nothing(make_loader):
         assert same(list(loader), after)  # the same workers see the next epoch
 
 
-def test_resuming_equals_going_on(make_loader):
-    loader, sampler = make_loader()
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_resuming_equals_going_on(make_loader, num_workers):
+    chosen = dict(transform="random_crop", flip=0.5, num_images=2)
+    loader, sampler = make_loader(**chosen)
     whole = list(loader)
-    resumed, other = make_loader()
+    resumed, other = make_loader(num_workers, **chosen)
     other.set_plan(sampler.plan, start_step=2)
     assert same(list(resumed), whole[4:])
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_joint_batches_are_the_same_from_all_workers(make_loader, num_workers):
+    chosen = dict(transform="random_crop", flip=0.5, num_images=2)
+    expected = list(make_loader(**chosen)[0])
+    assert same(list(make_loader(num_workers, **chosen)[0]), expected)
+    videos = [batch for batch in expected if batch["num_frames"][0] > 1]
+    assert videos and len(videos) < len(expected)
+    for batch in videos:
+        assert batch["images"].shape == (2, 3, 2, *batch["video"].shape[3:])
+        assert [len(texts) for texts in batch["image_text"]] == [2, 2]
+        assert {text.split()[0] for texts in batch["image_text"] for text in texts} == {"image"}
+    assert all("images" not in batch for batch in expected if batch["num_frames"][0] == 1)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Look at readers often, and give them little time."""
+    monkeypatch.setattr(loading, "_LOOK_EVERY_S", 1)
+    monkeypatch.setattr(loading, "_GRACE_S", 0.5)
+
+
+class Losing(VideoDataset):
+    """A dataset whose reader of row 3 is lost, as by the fault of a decoder."""
+
+    how = "hangs"
+
+    def _read(self, clip, row):
+        if row == 3 and self.how == "dies":
+            os._exit(11)
+        if row == 3:
+            time.sleep(1000)
+        return super()._read(clip, row)
+
+
+@pytest.mark.parametrize("how", ["hangs", "dies"])
+def test_a_lost_reader_costs_one_clip_and_no_batch(make_loader, quick, how):
+    expected = list(make_loader(bad="3.mp4")[0])  # row 3 is damaged there, and loses its reader here
+    loader, sampler = make_loader(2, make_dataset=Losing, timeout_s=1.0)
+    loader.dataset.how = how
+    found = list(loader)
+    assert [batch["replaced"] for batch in found] == [batch["replaced"] for batch in expected]
+    [(row, reason)] = [failure for batch in found for failure in batch["failures"]]
+    assert row == 3 and ("did not come back within 1.5 s" if how == "hangs" else "died") in reason
+    for batch in (*expected, *found):
+        del batch["failures"]
+    assert same(found, expected)
+    sampler.next_epoch()
+    assert len(list(loader)) == len(sampler)  # the new readers know the file, so nothing is lost again
+
+
+def test_a_file_without_replacement_is_one_clean_error(make_loader, tmp_path):
+    for num_workers in (0, 1):
+        loader, _ = make_loader(num_workers, bad="3.mp4")
+        loader.dataset.replacements = None
+        with pytest.raises(ClipError) as error:
+            list(loader)
+        assert "3.mp4: cannot be read" in str(error.value) and "Traceback" not in str(error.value)
+
+
+def test_random_sizes_come_one_by_one(write_clip, write_table):
+    table = write_table("path,num_frames,height,width", f"{write_clip()},30,48,64")
+    dataset = VideoDataset(table, num_frames=4, image_size=(16, 40), transform="rand_size_crop")
+    with pytest.raises(ValueError, match="use batch_size=1"):
+        build_buckets(dataset, None, 2)
+    buckets = build_buckets(dataset, None, 1)
+    planner = Planner(dataset.manifest.fingerprint, dataset.sizes(), buckets, 1, seed=0)
+    loader = build_dataloader(dataset, BucketSampler(planner))
+    [batch] = loader
+    assert batch["video"].shape[3:] == (int(batch["height"]), int(batch["width"]))
 
 
 def test_processes_share_the_same_batches(make_loader):

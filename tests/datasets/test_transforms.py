@@ -2,19 +2,26 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from einops import rearrange
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch.nn.functional import interpolate
 
 from opensora.datasets.transforms import (
     TRANSFORMS,
-    center_crop,
     central,
     downsample_space,
     downsample_time,
-    fill,
     normalize,
+    plan_cut,
     resize_crop,
+    scale_window,
     temporal_indices,
+    transform,
 )
 
 
@@ -32,7 +39,7 @@ def test_bytes_to_unit_range():
 @pytest.mark.parametrize("image", [False, True])
 def test_same_size_changes_nothing(name, image):
     frames = torch.randint(0, 256, (1 if image else 11, 24, 24, 3), dtype=torch.uint8)
-    video = TRANSFORMS[name](frames, 24, 24, image)
+    video = transform(name, frames, 24, 24, image)
     assert torch.allclose(video, normalize(frames).permute(3, 0, 1, 2), atol=1e-6)
 
 
@@ -52,22 +59,78 @@ def test_a_uniform_picture_stays_and_fills(size, image):
     assert torch.allclose(video, torch.tensor(90 / 127.5 - 1), atol=1e-6)
 
 
-def test_long_clips_are_cut_into_pieces_unseen():
-    frames = torch.randint(0, 256, (19, 20, 30, 3), dtype=torch.uint8)
-    whole = resize_crop(frames, 12, 14)
-    single = torch.cat([resize_crop(frame[None], 12, 14) for frame in frames], dim=1)
-    assert torch.equal(whole, single)
+@settings(max_examples=60, deadline=None)
+@given(*[st.integers(2, 60)] * 4)
+def test_windows_are_those_of_whole_scaled_frames(rows, columns, height, width):
+    frames = torch.randint(0, 256, (2, rows, columns, 3), dtype=torch.uint8)
+    cut = plan_cut("resize_crop", (rows, columns), height, width)
+    x = rearrange(frames, "T H W C -> T C H W").contiguous().float()
+    whole = rearrange(
+        interpolate(x, size=cut.scaled, mode="bilinear", align_corners=False), "T C H W -> T H W C"
+    )
+    expected = whole[:, cut.top : cut.top + height, cut.left : cut.left + width]
+    assert expected.shape == (2, height, width, 3)
+    assert torch.allclose(scale_window(frames, cut), expected, atol=1e-3, rtol=0)  # of 255
+
+
+@pytest.mark.parametrize("size", [(30, 41), (64, 17), (100, 90)])
+def test_images_are_scaled_by_pillow(size):
+    image = torch.randint(0, 256, (*size, 3), dtype=torch.uint8)
+    cut = plan_cut("resize_crop", size, 16, 16, image=True)
+    picture = Image.fromarray(image.numpy()).resize(cut.scaled[::-1], Image.Resampling.BICUBIC)
+    box = (cut.left, cut.top, cut.left + 16, cut.top + 16)
+    expected = normalize(torch.from_numpy(np.array(picture.crop(box)))).permute(2, 0, 1)
+    assert torch.equal(resize_crop(image[None], 16, 16, image=True)[:, 0], expected)
+
+
+@pytest.mark.parametrize("image", [False, True])
+def test_random_crops_are_windows_alike_in_all_frames(image):
+    frames = torch.randint(0, 256, (1 if image else 4, 20, 30, 3), dtype=torch.uint8)
+    corners = set()
+    for u in [(0.0, 0.0), (0.999999, 0.999999), (0.5, 0.3), (0.0, 0.999999)]:
+        cut = plan_cut("random_crop", (20, 30), 8, 16, image, (*u, 0, 0))
+        corners.add((cut.top, cut.left))
+        window = frames[:, cut.top : cut.top + 8, cut.left : cut.left + 16]
+        expected = normalize(window).permute(3, 0, 1, 2)
+        assert torch.equal(transform("random_crop", frames, 8, 16, image, (*u, 0, 0)), expected)
+    assert corners == {(0, 0), (12, 14), (6, 4), (0, 14)}
+
+
+def test_every_place_of_a_random_crop_is_as_likely():
+    tops = [plan_cut("random_crop", (20, 30), 17, 30, u=(u, 0, 0, 0)).top for u in np.arange(0, 1, 0.01)]
+    assert [tops.count(top) for top in range(4)] == [25] * 4
+
+
+def test_frames_that_are_too_small_for_a_random_crop_are_scaled():
+    cut = plan_cut("random_crop", (20, 30), 40, 40, u=(0.9, 0.9, 0, 0))
+    assert cut.scaled == (40, 60) and (cut.top, cut.left) == (0, 18)
+    assert transform("random_crop", ramp(20, 30), 40, 40).shape == (3, 2, 40, 40)
+
+
+@pytest.mark.parametrize("image", [False, True])
+def test_random_sizes_are_multiples_of_8_within_the_clip(image):
+    draws = np.random.default_rng(0).random((500, 4))
+    cuts = [plan_cut("rand_size_crop", (40, 70), 16, 63, image, u) for u in draws]
+    assert {cut.height for cut in cuts} == {16, 24, 32, 40}
+    assert {cut.width for cut in cuts} == {16, 24, 32, 40, 48, 56}
+    assert all(cut.top + cut.height <= 40 and cut.left + cut.width <= 70 for cut in cuts)
+    assert len({(cut.top, cut.left) for cut in cuts}) > 200
+    assert {cut.scaled for cut in cuts} == {(40, 70)}
+    with pytest.raises(ValueError, match="smaller one first, at least 8"):
+        plan_cut("rand_size_crop", (40, 70), 63, 16)
 
 
 def test_square_only():
     with pytest.raises(ValueError, match="use transform='resize_crop'"):
-        center_crop(ramp(8, 8), 8, 16)
-    assert center_crop(ramp(20, 40), 10, 10).shape == (3, 2, 10, 10)
+        transform("center", ramp(8, 8), 8, 16)
+    assert transform("center", ramp(20, 40), 10, 10).shape == (3, 2, 10, 10)
 
 
 def test_wrong_frames():
     with pytest.raises(ValueError, match=r"expected uint8 \[T, H, W, C\]"):
         resize_crop(ramp(8, 8).float(), 8, 8)
+    with pytest.raises(ValueError, match="use one of resize_crop, center, random_crop, rand_size_crop"):
+        transform("zoom", ramp(8, 8), 8, 8)
     with pytest.raises(ValueError, match="positive"):
         resize_crop(ramp(8, 8), 0, 8)
     with pytest.raises(ValueError, match="scale them first"):
@@ -75,10 +138,12 @@ def test_wrong_frames():
 
 
 def test_offsets_of_odd_differences():
-    """Frames round down, the central crop rounds half to even: released weights were trained with both."""
-    x = torch.arange(7.0)[None, None, None, :].expand(1, 1, 4, 7)
-    assert fill(x, 4, 4)[0, 0, 0, 0] == 1
-    assert central(x, 4, 4)[0, 0, 0, 0] == 2
+    """Frames round down where images round half to even: released weights were trained with both."""
+    sizes = [(4, 7), (4, 9)]
+    assert [plan_cut("resize_crop", size, 4, 4).left for size in sizes] == [1, 2]
+    assert [plan_cut("resize_crop", size, 4, 4, image=True).left for size in sizes] == [2, 2]
+    assert [plan_cut("center", size, 4, 4).left for size in sizes] == [2, 2]
+    assert [plan_cut("center", (7, 12), 7, 7, image=image).left for image in (False, True)] == [2, 2]
 
 
 def test_blurring_keeps_shape_and_mean():

@@ -1,5 +1,6 @@
 """VideoDataset: samples, and what happens to files that cannot be read."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +8,8 @@ import pytest
 import torch
 
 from opensora.datasets.buckets import ClipIndex
+from opensora.datasets.reading import ClipError
 from opensora.datasets.video import VideoDataset
-from opensora.datasets.video_io import ClipError
 from opensora.registry import DATASETS, build
 
 HEADER = "path,text,num_frames,height,width"
@@ -33,7 +34,7 @@ def test_a_clip(table, read_number):
     found = [read_number(frame.permute(1, 2, 0).numpy()) for frame in video.unbind(1)]
     assert found == list(range(found[0], found[0] + 8))
     assert sample == dict(
-        fps=25.0, num_frames=8, height=48, width=64, sample=0, epoch=2, replaced=0, text="a clip"
+        fps=25.0, num_frames=8, height=48, width=64, sample=0, epoch=2, replaced=0, failures=[], text="a clip"
     )
 
 
@@ -74,6 +75,14 @@ def test_crops_follow_seed_epoch_and_row(table):
     [
         (dict(data_path=None), "--data-path"),
         (dict(transform="crop"), "use one of resize_crop, center"),
+        (dict(transform="rand_size_crop"), "set image_size="),
+        (dict(transform="rand_size_crop", num_frames=1, image_size=(64, 32)), "smaller one first"),
+        (dict(flip=1.5), "a probability is from 0 to 1"),
+        (dict(scaling="cv2"), "use one of torch, swscale"),
+        (dict(reader="decord"), "use one of pyav, torchcodec"),
+        (dict(reader="torchcodec", scaling="swscale"), "needs reader='pyav'"),
+        (dict(timeout_s=-1), "above 0"),
+        (dict(num_images=-1), "num_images=-1"),
         (dict(frame_interval=0), "n from 1"),
         (dict(num_frames=8), "give both, or neither"),
         (dict(num_frames=8, image_size=(8, 16), transform="center"), "makes squares"),
@@ -102,9 +111,8 @@ def test_bad_file_is_replaced_and_counted(table, write_table, tmp_path, caplog):
     assert torch.equal(dataset()[clip]["video"], sample["video"])
     chosen = {dataset()[clip._replace(epoch=epoch)]["text"] for epoch in range(20)}
     assert chosen == {"a clip", "again"}
-    made = dataset()
-    assert [made[clip]["replaced"] for _ in range(5)] == [1] * 5  # early on, a share says nothing
-    assert len(made.replaced) == 5 and "bad.mp4" in made.replaced[0]
+    [(row, reason)] = dataset()[clip]["failures"]
+    assert row == 3 and "bad.mp4: cannot be read" in reason
 
 
 def test_nothing_to_replace_it_with(write_table):
@@ -116,17 +124,102 @@ def test_nothing_to_replace_it_with(write_table):
         dataset[ClipIndex(0, 8, 48, 64, 0)]
 
 
-def test_too_many_bad_files_stop_the_run(table, write_table, monkeypatch):
-    table = write_table(*Path(table).read_text().splitlines(), "gone.mp4,bad,30,48,64", name="bad.csv")
+def test_rows_known_as_unreadable_are_not_tried(table, monkeypatch):
     dataset = VideoDataset(table)
-    dataset.replacements = lambda clip: np.array([0])
-    good, bad = ClipIndex(0, 2, 48, 64, 0), ClipIndex(3, 2, 48, 64, 0)
-    assert dataset[bad]["replaced"] == 1
-    for _ in range(198):
-        dataset[good]
-    assert dataset[bad]["replaced"] == 1  # 2 of 200 are one percent
-    with pytest.raises(RuntimeError, match=r"3 of 201 samples could not be read(.|\n)*gone.mp4"):
-        dataset[bad]
+    dataset.replacements = lambda clip: np.array([0, 2])
+    dataset.unreadable[0] = "clip.mp4: hangs"
+    sample = dataset[ClipIndex(0, 8, 48, 64, 0)]
+    assert sample["text"] == "again" and sample["failures"] == [(0, "clip.mp4: hangs")]
+
+
+def test_clips_are_mirrored_whole_with_the_given_probability(table):
+    clip = ClipIndex(0, 4, 48, 64, 0)
+    plain, mirrored = (VideoDataset(table, flip=flip)[clip]["video"] for flip in (0.0, 1.0))
+    assert torch.equal(mirrored, plain.flip(-1))
+    dataset = VideoDataset(table, flip=0.25)
+    same = VideoDataset(table)
+    clips = [clip._replace(epoch=epoch, num_frames=1) for epoch in range(200)]
+    flips = [not torch.equal(dataset[c]["video"], same[c]["video"]) for c in clips]
+    assert 30 < sum(flips) < 70
+    assert flips[:20] == [not torch.equal(dataset[c]["video"], same[c]["video"]) for c in clips[:20]]
+
+
+def test_random_crops_follow_seed_epoch_and_row(table):
+    def sample(seed, epoch):
+        return VideoDataset(table, transform="random_crop", seed=seed)[ClipIndex(1, 1, 20, 20, epoch)][
+            "video"
+        ]
+
+    assert torch.equal(sample(0, 0), sample(0, 0))
+    found = [sample(seed, epoch) for seed, epoch in [(0, 0), (1, 0), (0, 1), (0, 2), (0, 3)]]
+    assert len({tuple(video.flatten().tolist()) for video in found}) >= 3
+
+
+def test_random_sizes(table):
+    dataset = VideoDataset(table, num_frames=4, image_size=(16, 40), transform="rand_size_crop")
+    samples = [dataset[ClipIndex(0, 4, 16, 40, epoch)] for epoch in range(20)]
+    assert {sample["height"] for sample in samples} == {16, 24, 32, 40}
+    assert all(sample["video"].shape == (3, 4, sample["height"], sample["width"]) for sample in samples)
+
+
+def test_scaling_by_ffmpeg_smooths_what_torch_leaves_jagged(write_clip, write_table):
+    table = write_table("path,num_frames,height,width", f"{write_clip(height=192, width=256)},30,192,256")
+    clip = ClipIndex(0, 4, 48, 56, 0)
+    torch_video, smooth = (VideoDataset(table, scaling=s)[clip]["video"] for s in ("torch", "swscale"))
+    assert torch_video.shape == smooth.shape == (3, 4, 48, 56)
+    error = (torch_video - smooth).square().mean().item()
+    assert 1e-4 < error < 0.05  # the same picture, other edges
+
+
+def test_swscale_and_torchcodec_cannot_be_had_without_them(table, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchcodec.decoders", None)
+    with pytest.raises(ImportError, match="pip install torchcodec"):
+        VideoDataset(table, reader="torchcodec")
+
+
+@pytest.fixture
+def joint(write_clip, write_picture, write_table):
+    """Return a function that makes a dataset of a clip and five images; one is small, one can be damaged."""
+
+    def make(damaged=False, **arguments):
+        images = [write_picture(f"{n}.png", n, 48, 64) for n in range(4)]
+        small = write_picture("4.png", 4, 8, 8)
+        if damaged:
+            Path(images[2]).write_bytes(b"nothing")
+        lines = [f"{path},image {n},1,48,64" for n, path in enumerate(images)]
+        table = write_table(HEADER, f"{write_clip()},a clip,30,48,64", *lines, f"{small},image 4,1,8,8")
+        return VideoDataset(table, **arguments)
+
+    return make
+
+
+def test_images_stand_behind_a_clip(joint, read_number):
+    dataset = joint(num_images=3)
+    seen = set()
+    for epoch in range(10):
+        sample = dataset[ClipIndex(0, 8, 40, 64, epoch)]
+        assert sample["video"].shape == (3, 8, 40, 64) and sample["images"].shape == (3, 3, 40, 64)
+        numbers = [read_number(image.permute(1, 2, 0).numpy()) for image in sample["images"].unbind(1)]
+        assert sample["image_text"] == [f"image {n}" for n in numbers]
+        assert torch.equal(sample["images"], dataset[ClipIndex(0, 8, 40, 64, epoch)]["images"])
+        assert torch.equal(sample["video"], joint()[ClipIndex(0, 8, 40, 64, epoch)]["video"])
+        seen.update(numbers)
+    assert seen == {0, 1, 2, 3}  # not the one that is too small
+    assert "images" not in dataset[ClipIndex(1, 1, 40, 64, 0)]  # an image has none behind it
+
+
+def test_a_damaged_image_behind_a_clip_is_replaced(joint):
+    dataset = joint(damaged=True, num_images=3)
+    samples = [dataset[ClipIndex(0, 8, 40, 64, epoch)] for epoch in range(10)]
+    assert sum(sample["replaced"] for sample in samples) > 2
+    assert {row for sample in samples for row, _ in sample["failures"]} == {3}
+    assert all("image 2" not in sample["image_text"] for sample in samples)
+
+
+def test_images_behind_clips_need_images(write_clip, write_table):
+    table = write_table(HEADER, f"{write_clip()},a clip,30,48,64")
+    with pytest.raises(ValueError, match="there are 0"):
+        VideoDataset(table, num_images=2)
 
 
 def test_a_table_that_promises_too_much(write_clip, write_table):

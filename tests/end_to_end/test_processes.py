@@ -216,3 +216,19 @@ def test_torchrun_says_what_is_wrong_once(scripts, denoiser, tmp_path):
     command = denoiser(tmp_path, "--batches-per-step", 1)
     output = scripts.finish(scripts.start(*command, processes=2, torchrun=True), status=1)
     assert output.count("cannot be shared by 2 processes") == 1
+
+
+def test_too_many_bad_clips_stop_both_processes_with_one_line(scripts, two, rows, tmp_path):
+    """Each process reads a part; neither alone has seen enough to stop."""
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    many = [
+        {**row, "path": tmp_path / "broken.mp4"} if i in (30, 31) else row for i, row in enumerate(10 * rows)
+    ]
+    table = scripts.write_table(tmp_path / "clips.csv", many)
+    command = [*two(tmp_path, "ddp"), "--data-path", str(table), "--batch-size", "10"]
+    started = time.monotonic()
+    said = scripts.finish(scripts.start(*command, processes=2, torchrun=True), status=1)
+    assert time.monotonic() - started < 60
+    lines = [line for line in said.splitlines() if line.startswith("error")]
+    assert len(lines) == 1 and "2 of 1" in lines[0] and "samples could not be read, more than 1%" in lines[0]
+    assert 'File "' not in said.split("error: ")[0]

@@ -1,5 +1,7 @@
 """scripts/train_vae.py and scripts/train.py on a few small clips, in one process."""
 
+import csv
+import re
 import resource
 import shutil
 import sys
@@ -11,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from opensora.datasets.quarantine import read_quarantine
 from opensora.engine.checkpoint import list_checkpoints, read_state
 from opensora.engine.latent_diffusion import LatentDiffusion
 from opensora.engine.tracker import read_log
@@ -73,22 +76,41 @@ def test_a_run_goes_on_with_validation_on_the_same_clips(scripts, denoiser, one_
     assert read_log(tmp_path / "parts/run") == read_log(tmp_path / "whole/run")
 
 
-def test_a_clip_that_cannot_be_read_is_replaced_and_counted(scripts, denoiser, rows, tmp_path):
+@pytest.fixture
+def damaged(scripts, rows, tmp_path) -> Path:
+    """A table whose row 5 cannot be read."""
     (tmp_path / "broken.mp4").write_bytes(b"no video")
     broken = [{**row, "path": tmp_path / "broken.mp4"} if i == 5 else row for i, row in enumerate(rows)]
-    path = scripts.write_table(tmp_path / "clips.csv", broken)
-    scripts.here(*denoiser(tmp_path, "--data-path", path, "--accumulation-steps", 2, "--max-steps", 6))
-    assert sum(line["replaced"] for line in read_log(tmp_path / "run")) == 1
+    return scripts.write_table(tmp_path / "clips.csv", broken)
 
 
-def test_many_clips_that_cannot_be_read_stop_the_run(scripts, rows, tmp_path):
-    (tmp_path / "broken.mp4").write_bytes(b"no video")
-    broken = [{**row, "path": tmp_path / "broken.mp4"} if i == 5 else row for i, row in enumerate(rows)]
-    path = scripts.write_table(tmp_path / "clips.csv", broken)
-    options = ["--max-steps", 60, "--batch-size", 6, "--batches-per-step", 1]
-    options += ["--mixed_frames.strategy", "image", "--mixed_frames.image_ratio", 1.0]
-    with pytest.raises(RuntimeError, match=r"of \d+ samples could not be read, more than 1%. Mend or remove"):
-        scripts.here(*scripts.script("train_vae", *scripts.words(path, tmp_path, *options)))
+def test_a_clip_that_cannot_be_read_is_replaced_counted_and_left_out(scripts, denoiser, damaged, tmp_path):
+    """One epoch has 6 steps. Stopped in the second one, the run goes on as if it had not been."""
+    options = ["--data-path", damaged, "--accumulation-steps", 2, "--ckpt-every", 4]
+    scripts.here(*denoiser(tmp_path / "whole", *options, "--max-steps", 16))
+    run = tmp_path / "whole/run"
+    assert sum(line["replaced"] for line in read_log(run)) == 1
+    [line] = read_quarantine(run / "quarantine.jsonl")
+    assert (line["row"], line["path"], line["epoch"]) == (5, str(tmp_path / "broken.mp4"), 0)
+    assert "cannot be read" in line["reason"]
+    states = [read_state(path) for path in list_checkpoints(run)]
+    assert states[0].epoch == 0 and states[-1].epoch == 2
+    assert all(state.data["excluded"] == ([5] if state.epoch else []) for state in states)
+    for steps in (9, 16):
+        scripts.here(*denoiser(tmp_path / "parts", *options, "--max-steps", steps))
+    assert read_log(tmp_path / "parts/run") == read_log(run)
+    assert read_state(tmp_path / "parts/run").data == read_state(run).data
+
+
+def test_many_clips_that_cannot_be_read_stop_the_run(scripts, damaged, tmp_path, capsys):
+    options = ["--max-steps", 60, "--batch-size", 60, "--batches-per-step", 1]
+    table = scripts.write_table(tmp_path / "many.csv", 10 * list(csv.DictReader(open(damaged))))
+    with pytest.raises(SystemExit) as stop:
+        scripts.here(*scripts.script("train_vae", *scripts.words(table, tmp_path, *options)))
+    assert stop.value.code == 2
+    [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    assert re.search(r"\d+ of 120 samples could not be read, more than 1%. Mend or remove .*broken.mp4", line)
+    assert line.endswith("quarantine.jsonl.")
 
 
 # What is wrong is said before a network is built

@@ -11,6 +11,7 @@ from opensora.acceleration.parallel import (
     all_reduce_mean,
     barrier,
     broadcast_text,
+    gather_texts,
     init_distributed,
     parallel_state,
 )
@@ -25,6 +26,7 @@ found = {
     "mean_of_number": float(all_reduce_mean(float(state.rank))),
     "text": broadcast_text('{"name": "größe"}' if state.is_main else None),
     "empty": broadcast_text(""),
+    "texts": gather_texts("größe" * state.rank),
     "same": all_equal("plan"),
     "different": all_equal(f"plan of {state.rank}"),
 }
