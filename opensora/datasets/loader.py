@@ -56,7 +56,7 @@ def build_buckets(
             f"num_frames, image_size, batch_size are {size}: give all three, or a bucket_config such as "
             "{'360p': {1: (1.0, 60), 49: (1.0, 5)}}."
         )
-    if dataset.transform == "rand_size_crop" and batch_size != 1:
+    if getattr(dataset, "transform", None) == "rand_size_crop" and batch_size != 1:
         raise ValueError(
             f"batch_size={batch_size}: clips of transform='rand_size_crop' differ in size; use batch_size=1."
         )
