@@ -15,7 +15,7 @@ def plan_features(
     """Return the clips to encode, and where each clip that training asks for is among them.
 
     Clips with the same frames of the same row are encoded once. Rows that the plans of these epochs leave
-    over are there too, because other batches or another order may use them.
+    over are there too: other batches per step, or another seed of the training, may use them.
 
     Args:
         dataset: The `VideoDataset`.
@@ -31,13 +31,15 @@ def plan_features(
     sizes = np.array([shape[2:5] for shape in planner.buckets.shapes], dtype=np.int64)
     wanted, carry = [], None
     for variant in range(variants):
-        plan = planner.plan(variant, carry)
-        carry = plan.carry
-        rows = np.concatenate([plan.rows, carry[:, 0]])
-        size = np.concatenate([np.repeat(plan.sizes, np.diff(plan.starts), axis=0), sizes[carry[:, 1]]])
-        wanted.append(np.column_stack([rows, size, np.full(len(rows), variant)]).astype(np.int64))
-    asked = np.concatenate(wanted)
-    asked = asked[np.lexsort(asked.T[::-1])]  # by row, so that files are read one after the other
+        # A row that is carried over keeps its size; another run may carry others, so those of the epoch count too.
+        plans = [planner.plan(variant, carry)] + ([planner.plan(variant)] if variant else [])
+        for plan in plans:
+            rows = np.concatenate([plan.rows, plan.carry[:, 0]])
+            size = np.repeat(plan.sizes, np.diff(plan.starts), axis=0)
+            size = np.concatenate([size, sizes[plan.carry[:, 1]]])
+            wanted.append(np.column_stack([rows, size, np.full(len(rows), variant)]).astype(np.int64))
+        carry = plans[0].carry
+    asked = np.unique(np.concatenate(wanted), axis=0)  # row by row, so files are read one after the other
     shapes, shape = np.unique(asked[:, 1:4], axis=0, return_inverse=True)
     names = (asked[:, 0] * len(shapes) + shape.reshape(-1)) * variants + asked[:, 4]
     entries, clips, seen = np.empty(len(asked), dtype=np.int32), [], {}
