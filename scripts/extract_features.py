@@ -225,9 +225,10 @@ class Extraction:
                 where[i], fps[i] = number, entry["fps"]
                 keys[i] = np.frombuffer(bytes.fromhex(entry["key"]), dtype=np.uint8)
         if failed:
-            get_logger().warning(
-                "%d clips could not be read and will be replaced:\n%s", len(failed), "\n".join(failed[:5])
-            )
+            shown = "\n".join(failed[:5])
+            if len(failed) == len(self.clips):
+                raise ValueError(f"none of the {len(failed)} clips could be read:\n{shown}")
+            get_logger().warning("%d clips could not be read; others will stand in:\n%s", len(failed), shown)
         columns = dict(zip(("num_frames", "height", "width"), self.dataset.sizes(), strict=True))
         index = {**columns, **self.table, "latents_shard": where, "latents_key": keys, "fps": fps}
         if self.dataset.manifest.label is not None:
@@ -363,7 +364,8 @@ class Extraction:
 
     def _clip_settings(self) -> dict[str, Any]:
         """Return what turns a file into a clip, beside frames and size."""
-        other = ("data_path", "probe", "num_frames", "image_size", "frame_interval")
+        other = {"data_path", "probe", "num_frames", "image_size", "frame_interval"}
+        other |= {"layout", "columns", "root", "cache", "check_files"}
         return {name: value for name, value in plain(self.cfg["dataset"]).items() if name not in other}
 
     def _plan_settings(self) -> dict[str, Any]:

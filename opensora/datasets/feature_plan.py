@@ -31,7 +31,7 @@ def plan_features(
     sizes = np.array([shape[2:5] for shape in planner.buckets.shapes], dtype=np.int64)
     wanted, carry = [], None
     for variant in range(variants):
-        # A row that is carried over keeps its size; another run may carry others, so those of the epoch count too.
+        # A row that is carried over keeps its size. Another run may carry others: all of the epoch count.
         plans = [planner.plan(variant, carry)] + ([planner.plan(variant)] if variant else [])
         for plan in plans:
             rows = np.concatenate([plan.rows, plan.carry[:, 0]])

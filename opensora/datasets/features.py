@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from opensora.datasets.buckets import ClipIndex, hashed_uniform
+from opensora.datasets.reading import ClipError
 from opensora.datasets.video import stand_ins
-from opensora.datasets.video_io import ClipError
 from opensora.registry import DATASETS
 
 # Raise it when a reader, a transform or an encoder gives other numbers than before for the same file and
@@ -79,14 +79,14 @@ def open_shard(path: Path) -> Any:
     """Open a safetensors file of features.
 
     Raises:
-        ValueError: It is missing, damaged or cut short.
+        ClipError: It is missing, damaged or cut short.
     """
     try:
         return safe_open(path, framework="pt")
     except FileNotFoundError:
-        raise ValueError(f"{path}: this shard is missing; {_REMEDY}") from None
+        raise ClipError(f"{path}: this shard is missing; {_REMEDY}") from None
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path}: damaged or cut short ({error}); delete it and {_REMEDY}") from error
+        raise ClipError(f"{path}: damaged or cut short ({error}); delete it and {_REMEDY}") from error
 
 
 def read_entries(path: Path) -> list[dict[str, Any]]:
@@ -95,7 +95,7 @@ def read_entries(path: Path) -> list[dict[str, Any]]:
     A clip that could not be read has `error` instead of the last four.
 
     Raises:
-        ValueError: The shard is missing, damaged or cut short.
+        ClipError: The shard is missing, damaged or cut short.
     """
     return json.loads(open_shard(path).get_tensor(ENTRIES).numpy().tobytes())
 
@@ -119,13 +119,9 @@ class ClipSource(Dataset):
         clip = ClipIndex(*self.clips[number].tolist())
         path = self.dataset.manifest.path[clip.row]
         try:
-            file = describe_file(path)
-            return {
-                **self.dataset[clip],
-                "path": path,
-                "frames": self.dataset.frame_indices(clip),
-                "file": file,
-            }
+            sample = self.dataset[clip]
+            frames = self.dataset.frame_indices(clip)
+            return {**sample, "path": path, "frames": frames, "file": describe_file(path)}
         except (ClipError, OSError) as error:
             return {"path": path, "error": str(error)}
 
@@ -159,6 +155,22 @@ class SourceTable:
     fingerprint: str
     columns: tuple[np.ndarray, np.ndarray, np.ndarray]
 
+    @property
+    def path(self) -> Sequence[str]:
+        """Names of the files, as far as they matter here."""
+        return _Names(len(self.columns[0]))
+
+
+class _Names(Sequence):
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, row: int) -> str:
+        return f"the file of row {row}"
+
 
 @DATASETS.register_module()
 class FeatureDataset(Dataset):
@@ -181,7 +193,7 @@ class FeatureDataset(Dataset):
 
     Raises:
         FileNotFoundError: There are no features, or the extraction has not finished.
-        ValueError: They are of another version, or source files have changed since.
+        ValueError: They are of another version.
     """
 
     def __init__(self, data_path: str | None, seed: int = 0) -> None:
@@ -201,7 +213,6 @@ class FeatureDataset(Dataset):
         columns = tuple(self.index[name].numpy() for name in ("num_frames", "height", "width"))
         self.manifest = SourceTable(plan["table"], columns)
         self.replacements: Callable[[ClipIndex], np.ndarray] | None = None
-        self._check_sources()
 
     def __len__(self) -> int:
         """Number of rows of the table."""
@@ -256,17 +267,19 @@ class FeatureDataset(Dataset):
             `latents` [Z, T, H, W] instead of `video`, and `text_features` [L, F].
 
         Raises:
-            ValueError: A shard is missing or damaged, or the clip was not extracted.
+            ClipError: A shard is missing or damaged, or the clip was not extracted.
         """
-        row, entry = clip.row, self._entry(clip, clip.row)
-        if self._failed(entry):
-            rows = stand_ins(self.seed, clip, self.replacements)
-            row = next((r for r in rows if not self._failed(self._entry(clip, r))), None)
-            if row is None:
-                raise ValueError(
-                    f"row {clip.row}: its file could not be read, and {len(rows)} rows that could take its "
-                    f"place could not either. Mend the files and {_REMEDY}"
+        row, entry, failed = clip.row, self._entry(clip, clip.row), []
+        others = None
+        while self._failed(entry):
+            failed.append((row, f"{self.manifest.path[row]} could not be read when features were extracted"))
+            others = stand_ins(self.seed, clip, self.replacements) if others is None else others
+            if not others:
+                raise ClipError(
+                    f"row {clip.row}: its file could not be read, and {len(failed) - 1} rows that could take "
+                    f"its place could not either. Mend the files and {_REMEDY}"
                 )
+            row = others.pop(0)
             entry = self._entry(clip, row)
         index = self.index
         sample: dict[str, Any] = {
@@ -278,12 +291,30 @@ class FeatureDataset(Dataset):
             "sample": clip.row,
             "epoch": clip.epoch,
             "replaced": int(row != clip.row),
+            "failures": failed,
         }
         if "label" in index:
             sample["label"] = int(index["label"][row])
         if "text_key" in index:
             sample["text_features"] = self._tensor(TEXT, int(index["text"][row]))
         return sample
+
+    def check(self) -> None:
+        """Compare some of the source files, as far as they are here, with what was extracted.
+
+        Raises:
+            ValueError: One has changed since.
+        """
+        shards = self.header["shards"][LATENTS]
+        for number in np.unique(np.linspace(0, shards - 1, min(shards, 8)).astype(int)).tolist():
+            for entry in read_entries(shard_path(self.folder, LATENTS, number))[: _LOOKED_AT // 8]:
+                if "error" in entry or not Path(entry["path"]).is_file():
+                    continue
+                if not is_unchanged(entry["path"], entry["file"]):
+                    raise ValueError(
+                        f"{entry['path']}: it has changed since its features were extracted (row "
+                        f"{entry['row']}); {_REMEDY}"
+                    )
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what each process maps for itself."""
@@ -304,7 +335,7 @@ class FeatureDataset(Dataset):
                 place = int(torch.searchsorted(index["clip"], name))
                 if place < len(index["clip"]) and int(index["clip"][place]) == name:
                     return int(index["entry"][place])
-        raise ValueError(
+        raise ClipError(
             f"row {row} as {clip.num_frames} x {clip.height} x {clip.width}: not in {self.folder}. Its "
             "features were made with other buckets or another table; extract them with this config."
         )
@@ -323,20 +354,7 @@ class FeatureDataset(Dataset):
         try:
             return self._shards[path].get_tensor(key)
         except SafetensorError as error:
-            raise ValueError(f"{path}: lacks {key} ({error}); delete this file and {_REMEDY}") from error
-
-    def _check_sources(self) -> None:
-        """Compare some of the source files, as far as they are here, with what was extracted."""
-        shards = self.header["shards"][LATENTS]
-        for number in np.unique(np.linspace(0, shards - 1, min(shards, 8)).astype(int)).tolist():
-            for entry in read_entries(shard_path(self.folder, LATENTS, number))[: _LOOKED_AT // 8]:
-                if "error" in entry or not Path(entry["path"]).is_file():
-                    continue
-                if not is_unchanged(entry["path"], entry["file"]):
-                    raise ValueError(
-                        f"{entry['path']}: it has changed since its features were extracted (row "
-                        f"{entry['row']}); {_REMEDY}"
-                    )
+            raise ClipError(f"{path}: lacks {key} ({error}); delete this file and {_REMEDY}") from error
 
 
 def read_header(folder: Path) -> dict[str, Any]:

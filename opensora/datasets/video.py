@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -92,6 +93,11 @@ class VideoDataset(Dataset):
     ) -> None:
         if data_path is None:
             raise ValueError("dataset.data_path is None; give a table or a folder with --data-path.")
+        if (Path(data_path) / "features.json").is_file():
+            raise ValueError(
+                f"data_path={str(data_path)!r} is a folder of features: set dataset to "
+                "dict(type='FeatureDataset', data_path=...)."
+            )
         if frame_interval < 1:
             raise ValueError(f"frame_interval={frame_interval}: take every n-th frame, with n from 1.")
         if (num_frames is None) != (image_size is None):
