@@ -33,7 +33,8 @@ from opensora.datasets.features import (
     ClipSource,
     content_key,
     is_unchanged,
-    open_shard,
+    is_whole,
+    join_entries,
     read_entries,
     shard_path,
 )
@@ -44,7 +45,10 @@ from opensora.engine.features import (
     describe_text_encoder,
     describe_vae,
     encode_moments,
+    hash_weights,
     moments_are_drawn,
+    text_projection,
+    without_arguments,
 )
 from opensora.registry import DATASETS, build, fill_in
 from opensora.utils.config import plain, read_command_line
@@ -108,10 +112,18 @@ class Extraction:
             )
         self.dtype = parse_dtype(cfg["dtype"])
         self.dataset = build(DATASETS, fill_in(DATASETS, cfg["dataset"], seed=cfg["seed"]))
+        if self.dataset.num_images or self.dataset.transform == "rand_size_crop":
+            raise ValueError(
+                f"num_images={self.dataset.num_images}, transform={self.dataset.transform!r}: there are no "
+                "features of images behind clips and of sizes drawn at random; train on clips for that."
+            )
         seed_everything(cfg["seed"])
         parts = {name: cfg[name] if name in cfg else None for name in ("vae", "text_encoder", "ema")}
         parts["text_encoder"] = parts["text_encoder"] if cfg["save_text_features"] else None
-        built = build_components({**parts, "ema": True if parts["ema"] is None else parts["ema"]})
+        parts["ema"] = True if parts["ema"] is None else parts["ema"]
+        projects = cfg["save_compressed_text_features"] and parts["text_encoder"] is not None
+        built = build_components({**parts, "model": cfg["model"]} if projects else parts)
+        self.projection = text_projection(built.model) if projects else None
         self.vae, self.text_encoder = built.vae.eval().requires_grad_(False), built.text_encoder
         self.drawn = moments_are_drawn(self.vae) and cfg["sample_posterior"]
         self.clips, self.table = self._plan()
@@ -167,7 +179,11 @@ class Extraction:
         path = self.folder / HEADER
         if path.exists():
             old = json.loads(path.read_text(encoding="utf-8"))
-            wrong = [name for name in header if _essence(old[name]) != _essence(json.loads(text)[name])]
+            wrong = [
+                name
+                for name in header
+                if without_arguments(old[name]) != without_arguments(json.loads(text)[name])
+            ]
             if wrong:
                 raise ValueError(
                     f"{path}: these features were made with another {' and '.join(wrong)}; give another "
@@ -178,15 +194,20 @@ class Extraction:
             write_text(text, path)
         all_equal("")  # the folder is there for every process
 
+    @torch.no_grad()
     def write_captions(self) -> None:
         """Encode the captions of this process's shards, then free the text encoder."""
         self.text_encoder.to(self.place.device)
-        todo = [n for n in self._mine(TEXT) if not _is_whole(shard_path(self.folder, TEXT, n))]
+        if self.projection is not None:
+            self.projection.to(self.place.device)
+        todo = [n for n in self._mine(TEXT) if not is_whole(shard_path(self.folder, TEXT, n))]
         progress = self._progress("captions", sum(len(self.shards[TEXT][n]) for n in todo))
         for number in todo:
             tensors = {}
             for caption in self.shards[TEXT][number]:
                 features, _ = self.text_encoder.encode([self.captions[caption]])
+                if self.projection is not None:
+                    features = self.projection(features.float()).to(features)
                 tensors[self._caption_key(caption)] = features[0].cpu()
                 progress.add()
             self._save(TEXT, number, tensors, [])
@@ -213,24 +234,14 @@ class Extraction:
         everything = [(kind, n) for kind, part in self.shards.items() for n in range(len(part))]
         if not all(shard_path(self.folder, kind, n).exists() for kind, n in everything):
             return False
-        where = np.full(len(self.clips), -1, dtype=np.int32)
-        keys = np.zeros((len(self.clips), 16), dtype=np.uint8)
-        fps = np.zeros(len(self.clips), dtype=np.float32)
-        failed = []
-        for number, part in enumerate(self.shards[LATENTS]):
-            for i, entry in zip(part, read_entries(shard_path(self.folder, LATENTS, number)), strict=True):
-                if "error" in entry:
-                    failed.append(entry["error"])
-                    continue
-                where[i], fps[i] = number, entry["fps"]
-                keys[i] = np.frombuffer(bytes.fromhex(entry["key"]), dtype=np.uint8)
+        entries, failed = join_entries(self.folder, self.shards[LATENTS], len(self.clips))
         if failed:
             shown = "\n".join(failed[:5])
             if len(failed) == len(self.clips):
                 raise ValueError(f"none of the {len(failed)} clips could be read:\n{shown}")
             get_logger().warning("%d clips could not be read; others will stand in:\n%s", len(failed), shown)
         columns = dict(zip(("num_frames", "height", "width"), self.dataset.sizes(), strict=True))
-        index = {**columns, **self.table, "latents_shard": where, "latents_key": keys, "fps": fps}
+        index = {**columns, **self.table, **entries}
         if self.dataset.manifest.label is not None:
             index["label"] = self.dataset.manifest.label
         if self.captions:
@@ -267,7 +278,9 @@ class Extraction:
         cfg = self.cfg
         found = {"dtype": cfg["dtype"], "vae": describe_vae(self.vae, cfg["vae"]), "text_encoder": None}
         if self.captions:
-            found["text_encoder"] = describe_text_encoder(self.text_encoder, cfg["text_encoder"])
+            made = describe_text_encoder(self.text_encoder, cfg["text_encoder"])
+            projected = None if self.projection is None else hash_weights(self.projection)
+            found["text_encoder"] = {**made, "projected": projected}
         return json.loads(json.dumps(plain(found)))
 
     def _choose_dtype(self) -> torch.dtype | None:
@@ -296,8 +309,9 @@ class Extraction:
         self.caption_bytes = 0
         if not self.captions:
             return []
-        item = self.text_encoder.place.dtype.itemsize
-        sizes = [n * self.text_encoder.width * item for n in self.text_encoder.tokenize(self.captions)]
+        width = self.text_encoder.width if self.projection is None else self.projection.fc2.out_features
+        item = width * self.text_encoder.place.dtype.itemsize
+        sizes = [n * item for n in self.text_encoder.tokenize(self.captions)]
         self.caption_bytes = sum(sizes)
         return pack(sizes, self.cfg["shard_mib"] * 2**20)
 
@@ -365,7 +379,7 @@ class Extraction:
     def _clip_settings(self) -> dict[str, Any]:
         """Return what turns a file into a clip, beside frames and size."""
         other = {"data_path", "probe", "num_frames", "image_size", "frame_interval"}
-        other |= {"layout", "columns", "root", "cache", "check_files"}
+        other |= {"layout", "columns", "root", "cache", "check_files", "timeout_s", "retries"}
         return {name: value for name, value in plain(self.cfg["dataset"]).items() if name not in other}
 
     def _plan_settings(self) -> dict[str, Any]:
@@ -384,7 +398,7 @@ class Extraction:
     def _is_done(self, number: int) -> bool:
         """Say whether a shard of latents is there, whole, and its files have not changed since."""
         path = shard_path(self.folder, LATENTS, number)
-        if not _is_whole(path):
+        if not is_whole(path):
             return False
         for entry in read_entries(path):
             if "error" in entry or not is_unchanged(entry["path"], entry["file"]):
@@ -403,21 +417,6 @@ class Extraction:
         if entries:  # as a tensor: safetensors writes several texts of a file in any order
             tensors[ENTRIES] = torch.frombuffer(bytearray(json.dumps(entries).encode()), dtype=torch.uint8)
         save_safetensors(tensors, path)
-
-
-def _essence(part: Any) -> Any:
-    """Leave out of a part of the header what may differ between starts: paths of weights."""
-    if not isinstance(part, Mapping):
-        return part
-    return {name: _essence(value) for name, value in part.items() if name != "arguments"}
-
-
-def _is_whole(path: Path) -> bool:
-    try:
-        open_shard(path)
-    except ValueError:
-        return False
-    return True
 
 
 if __name__ == "__main__":

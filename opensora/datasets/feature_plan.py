@@ -10,7 +10,7 @@ from opensora.datasets.planner import Planner
 
 
 def plan_features(
-    dataset: Any, planner: Planner, variants: int, drawn: bool = False
+    dataset: Any, planner: Planner, variants: int, by_epoch: bool = False
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Return the clips to encode, and where each clip that training asks for is among them.
 
@@ -21,7 +21,7 @@ def plan_features(
         dataset: The `VideoDataset`.
         planner: Plans the epochs.
         variants: Epochs that are extracted, from 0.
-        drawn: Whether a clip's moments depend on random numbers of its epoch.
+        by_epoch: Whether features depend on random numbers of the epoch, beside the frames.
 
     Returns:
         Fields of `ClipIndex`, row by row, int64 [N, 5]; and columns of the index: `shapes` (frames, height,
@@ -44,7 +44,7 @@ def plan_features(
     names = (asked[:, 0] * len(shapes) + shape.reshape(-1)) * variants + asked[:, 4]
     entries, clips, seen = np.empty(len(asked), dtype=np.int32), [], {}
     for i, fields in enumerate(asked.tolist()):
-        content = (*fields[:4], *dataset.frame_indices(ClipIndex(*fields)), fields[4] if drawn else 0)
+        content = (*fields[:4], *dataset.frame_indices(ClipIndex(*fields)), fields[4] if by_epoch else 0)
         entries[i] = seen.setdefault(content, len(clips))
         if entries[i] == len(clips):
             clips.append(fields)

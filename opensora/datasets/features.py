@@ -89,6 +89,15 @@ def open_shard(path: Path) -> Any:
         raise ClipError(f"{path}: damaged or cut short ({error}); delete it and {_REMEDY}") from error
 
 
+def is_whole(path: Path) -> bool:
+    """Say whether a shard is there, from end to end."""
+    try:
+        open_shard(path)
+    except ClipError:
+        return False
+    return True
+
+
 def read_entries(path: Path) -> list[dict[str, Any]]:
     """Return what a shard of latents holds, clip by clip: `row`, `path`, `key`, `frames`, `fps`, `file`.
 
@@ -98,6 +107,31 @@ def read_entries(path: Path) -> list[dict[str, Any]]:
         ClipError: The shard is missing, damaged or cut short.
     """
     return json.loads(open_shard(path).get_tensor(ENTRIES).numpy().tobytes())
+
+
+def join_entries(
+    folder: Path, shards: Sequence[Sequence[int]], count: int
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Return where each clip's moments are, and why some could not be read.
+
+    Args:
+        folder: Folder of the features.
+        shards: Numbers of the clips in each shard of latents.
+        count: Clips in all.
+
+    Returns:
+        Columns of the index: `latents_shard`, -1 for a clip that could not be read; `latents_key`; `fps`.
+    """
+    where, keys = np.full(count, -1, dtype=np.int32), np.zeros((count, 16), dtype=np.uint8)
+    fps, failed = np.zeros(count, dtype=np.float32), []
+    for number, clips in enumerate(shards):
+        for clip, entry in zip(clips, read_entries(shard_path(folder, LATENTS, number)), strict=True):
+            if "error" in entry:
+                failed.append(entry["error"])
+                continue
+            where[clip], fps[clip] = number, entry["fps"]
+            keys[clip] = np.frombuffer(bytes.fromhex(entry["key"]), dtype=np.uint8)
+    return {"latents_shard": where, "latents_key": keys, "fps": fps}, failed
 
 
 class ClipSource(Dataset):

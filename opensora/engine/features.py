@@ -78,6 +78,21 @@ def describe_text_encoder(encoder: nn.Module, cfg: Mapping[str, Any]) -> dict[st
     return {**parts, "arguments": _as_json(cfg)}
 
 
+def text_projection(model: nn.Module) -> nn.Module:
+    """Return what projects captions to the width of a model.
+
+    Raises:
+        ValueError: The model has no TextCondition.
+    """
+    for condition in model.conditions.values():
+        if hasattr(condition, "y_proj"):
+            return condition.y_proj
+    raise ValueError(
+        "save_compressed_text_features=True, and the model has no TextCondition that projects captions; set "
+        "it to False."
+    )
+
+
 def settings_of(cfg: Mapping[str, Any], everything: bool = False) -> dict[str, Any]:
     """Return a component's arguments, its defaults included, without those that change no number.
 
@@ -95,6 +110,13 @@ def settings_of(cfg: Mapping[str, Any], everything: bool = False) -> dict[str, A
             part = isinstance(value, Mapping) and "type" in value
             found[name] = settings_of(value, everything) if part else _as_json(value)
     return found
+
+
+def without_arguments(part: Any) -> Any:
+    """Leave out of a header what may differ between starts: paths of weights, settings of memory."""
+    if not isinstance(part, Mapping):
+        return part
+    return {name: without_arguments(value) for name, value in part.items() if name != "arguments"}
 
 
 def hash_weights(module: nn.Module) -> str:
@@ -137,6 +159,7 @@ def task_on_features(
 
     def make(cfg: Mapping[str, Any]) -> Any:
         task = make_task({**cfg, **encoders})
+        _check_projection(task.model, made["text_encoder"])
         for name, part in {**task.model.conditions, "noise_augmentation": task.augmentation}.items():
             if getattr(part, "needs_pixels", False):
                 raise ValueError(
@@ -160,6 +183,22 @@ def _vae(cfg: Mapping[str, Any], made: Mapping[str, Any]) -> nn.Module:
             "the vae that made the features."
         )
     return _vae_without_weights(made)
+
+
+def _check_projection(model: nn.Module, made: Mapping[str, Any] | None) -> None:
+    for name, condition in model.conditions.items():
+        if made is None or not hasattr(condition, "projected") or next(condition.parameters()).is_meta:
+            continue
+        if condition.projected != (made["projected"] is not None):
+            raise ValueError(
+                f"model.conditions.{name}.projected={condition.projected}: these features were "
+                f"{'not ' if condition.projected else ''}projected; set the opposite, or extract them anew."
+            )
+        if condition.projected and hash_weights(condition.y_proj) != made["projected"]:
+            raise ValueError(
+                f"model.conditions.{name}.y_proj has other weights than the projection of these features; "
+                "start from the model that projected them (--ckpt-path), and freeze conditions.text."
+            )
 
 
 def _text_encoder(cfg: Mapping[str, Any], made: Mapping[str, Any] | None) -> nn.Module | None:

@@ -155,14 +155,14 @@ def test_a_file_that_changed_is_extracted_again(scripts, extraction, rows, tmp_p
     before = contents(tmp_path / "features")
     shutil.copy(rows[7]["path"], few[2]["path"])
     with pytest.raises(ValueError, match="2.mp4: it has changed since its features were extracted .row 2."):
-        FeatureDataset(str(tmp_path / "features"))
+        FeatureDataset(str(tmp_path / "features")).check()
     scripts.here(*command)
     after = contents(tmp_path / "features")
     assert [name for name in before if before[name] != after[name]] == [
         "index.safetensors",
         "latents-00002.safetensors",
     ]
-    FeatureDataset(str(tmp_path / "features"))
+    FeatureDataset(str(tmp_path / "features")).check()
 
 
 @pytest.mark.slow
