@@ -118,9 +118,9 @@ class Extraction:
                 "features of images behind clips and of sizes drawn at random; train on clips for that."
             )
         seed_everything(cfg["seed"])
-        parts = {name: cfg[name] if name in cfg else None for name in ("vae", "text_encoder", "ema")}
+        parts = {name: cfg[name] if name in cfg else None for name in ("vae", "text_encoder")}
+        parts["ema"] = cfg["ema"] if "ema" in cfg else True
         parts["text_encoder"] = parts["text_encoder"] if cfg["save_text_features"] else None
-        parts["ema"] = True if parts["ema"] is None else parts["ema"]
         projects = cfg["save_compressed_text_features"] and parts["text_encoder"] is not None
         built = build_components({**parts, "model": cfg["model"]} if projects else parts)
         self.projection = text_projection(built.model) if projects else None
@@ -130,7 +130,8 @@ class Extraction:
         self.captions = self._captions()
         self.encoders = self._describe()
         self.stored = self._choose_dtype()
-        self.shards = {LATENTS: self._pack_clips(), TEXT: self._pack_captions()}
+        sizes = [self._clip_bytes(clip) for clip in self.clips.tolist()]
+        self.shards = {LATENTS: pack(sizes, cfg["shard_mib"] * 2**20), TEXT: self._pack_captions()}
 
     def announce(self) -> None:
         """Say what there is to do, and refuse a disk that is too small."""
@@ -178,12 +179,8 @@ class Extraction:
             )
         path = self.folder / HEADER
         if path.exists():
-            old = json.loads(path.read_text(encoding="utf-8"))
-            wrong = [
-                name
-                for name in header
-                if without_arguments(old[name]) != without_arguments(json.loads(text)[name])
-            ]
+            old = without_arguments(json.loads(path.read_text(encoding="utf-8")))
+            wrong = [name for name in header if old[name] != without_arguments(json.loads(text)[name])]
             if wrong:
                 raise ValueError(
                     f"{path}: these features were made with another {' and '.join(wrong)}; give another "
@@ -220,7 +217,9 @@ class Extraction:
         todo = [n for n in self._mine(LATENTS) if not self._is_done(n)]
         numbers = [i for n in todo for i in self.shards[LATENTS][n]]
         progress = self._progress("clips", len(numbers))
-        samples = iter(self._samples(numbers))
+        workers = worker_settings(self.cfg["num_workers"], self.cfg["prefetch_factor"])
+        source = ClipSource(self.dataset, self.clips[numbers])
+        samples = iter(DataLoader(source, batch_size=None, **workers))
         for number in todo:
             tensors: dict[str, Tensor] = {}
             entries = []
@@ -302,9 +301,6 @@ class Extraction:
         numbers = self.vae.latent_channels * int(np.prod(self.vae.latent_shape(*map(int, clip[1:4]))))
         return 4 * numbers if self.stored is None else 2 * numbers * self.stored.itemsize
 
-    def _pack_clips(self) -> list[list[int]]:
-        return pack([self._clip_bytes(clip) for clip in self.clips.tolist()], self.cfg["shard_mib"] * 2**20)
-
     def _pack_captions(self) -> list[list[int]]:
         self.caption_bytes = 0
         if not self.captions:
@@ -330,11 +326,6 @@ class Extraction:
         else:
             chosen = range(last)
         return list(chosen)[self.place.data_rank :: self.place.data_size]
-
-    def _samples(self, numbers: list[int]) -> DataLoader:
-        source = ClipSource(self.dataset, self.clips[numbers])
-        workers = worker_settings(self.cfg["num_workers"], self.cfg["prefetch_factor"])
-        return DataLoader(source, batch_size=None, **workers)
 
     def _encode(self, number: int, sample: Mapping[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any]:
         """Encode a clip into `tensors`, and return its entry."""
