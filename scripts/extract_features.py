@@ -39,7 +39,7 @@ from opensora.datasets.features import (
     shard_path,
 )
 from opensora.datasets.loader import build_buckets, worker_settings
-from opensora.datasets.planner import Planner
+from opensora.datasets.planner import Planner, PlanRules
 from opensora.engine.build import build_components, parse_dtype
 from opensora.engine.features import (
     describe_text_encoder,
@@ -52,6 +52,7 @@ from opensora.engine.features import (
 )
 from opensora.registry import DATASETS, build, fill_in
 from opensora.utils.config import plain, read_command_line
+from opensora.utils.config_defaults import base_configs
 from opensora.utils.files import write_text
 from opensora.utils.logging import get_logger
 from opensora.utils.progress import Progress
@@ -255,10 +256,12 @@ class Extraction:
 
     def _plan(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         cfg, dataset = self.cfg, self.dataset
-        buckets = build_buckets(dataset, cfg["bucket_config"], cfg["batch_size"])
+        plan = cfg["plan"] if "plan" in cfg else base_configs()["runtime"]["plan"]
+        buckets = build_buckets(dataset, cfg["bucket_config"], cfg["batch_size"], plan["bucket_rule"])
         per_step = (cfg["batches_per_step"] if "batches_per_step" in cfg else None) or 1
         table = (dataset.manifest.fingerprint, dataset.sizes())
         planner = Planner(*table, buckets, per_step, cfg["seed"], dataset.frame_interval)
+        planner.rules = PlanRules.from_config(plan)
         return plan_features(dataset, planner, cfg["variants"], self.drawn or dataset.cuts_at_random)
 
     def _captions(self) -> list[str]:

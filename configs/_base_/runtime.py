@@ -15,6 +15,13 @@ epochs = 1000  # passes over the data
 max_steps = None  # stop after so many steps; None runs all epochs
 batches_per_step = None  # batches behind one step, over all processes; None is processes x accumulation_steps
 accumulation_steps = 1  # batches that a process adds up before a step
+plan = dict(
+    bucket_rule="resolution",  # "resolution": 0.8 of its area is enough; "ratio": ratio first, never enlarge
+    remainder="carry",  # rows that fill no batch or step: "carry" to the next epoch, or "pad" by repeating
+    starved="merge",  # a bucket that can never fill a batch: "error", "merge" its clips into others, "drop"
+    max_dropped=0.5,  # share of the table that may fit no bucket or be left over; more is an error
+    costs=None,  # seconds of a batch, {resolution: {frames: seconds}}, or a JSON file; None counts pixels
+)
 activation_checkpoint = True  # compute activations twice to save memory
 grad_clip = 1.0  # largest norm of the gradient; 0 does not clip
 ema_decay = 0.99  # per step, of the averaged weights; None keeps no average

@@ -1,4 +1,4 @@
-"""Buckets: groups of clips of one resolution and length, and which clip belongs where."""
+"""Buckets: the checked form of a `bucket_config`, groups of clips of one resolution and length."""
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
@@ -10,16 +10,8 @@ import numpy as np
 from opensora.datasets.resolutions import area, sizes
 
 PURPOSES = ("train", "evaluate", "search")
-
-# Why a clip is in no bucket, the nearest miss first: of all resolutions, the nearest miss counts.
-REASONS = (
-    *("taken", "probability", "too short", "no bucket for images", "no bucket for videos", "too small"),
-    "excluded",
-)
-TAKEN, PROBABILITY, TOO_SHORT, NO_IMAGES, NO_VIDEOS, TOO_SMALL, EXCLUDED = range(len(REASONS))
-
+RULES = ("resolution", "ratio")
 MIN_AREA = 0.8  # of the nominal area of a resolution: a clip with fewer pixels is too small for it
-_ROWS_AT_ONCE = 1 << 18  # bounds the memory of comparing clips with all aspect ratios
 
 # (seed, epoch, rows [N], bucket number, step) -> uniform [N]; step counts the draws of a row in a bucket.
 KeepDraws = Callable[[int, int, np.ndarray, int, int], np.ndarray]
@@ -64,29 +56,6 @@ class Shape(NamedTuple):
 
 
 @dataclass(frozen=True)
-class BucketTable:
-    """Where each row of a table belongs.
-
-    Args:
-        shape: Number in `Buckets.shapes`, -1 for none. int32, shape [N].
-        reason: Position in `REASONS`. int8, shape [N].
-    """
-
-    shape: np.ndarray
-    reason: np.ndarray
-
-    def counts(self) -> dict[str, int]:
-        """Return how many rows have each reason."""
-        return dict(zip(REASONS, np.bincount(self.reason, minlength=len(REASONS)).tolist(), strict=True))
-
-    def without(self, rows: np.ndarray) -> "BucketTable":
-        """Return the table with rows in no bucket, because the run excludes them."""
-        shape, reason = self.shape.copy(), self.reason.copy()
-        shape[rows], reason[rows] = -1, EXCLUDED
-        return BucketTable(shape, reason)
-
-
-@dataclass(frozen=True)
 class Bucket:
     """One entry of `bucket_config`.
 
@@ -107,6 +76,21 @@ class Bucket:
     variance: int = 0
 
 
+@dataclass(frozen=True)
+class Group:
+    """The buckets of one resolution.
+
+    Args:
+        least_area: Pixels that a clip needs, by the rule "resolution".
+        sizes: (height, width) by aspect key.
+        entries: The longest first.
+    """
+
+    least_area: float
+    sizes: dict[str, tuple[int, int]]
+    entries: list[Bucket]
+
+
 class Buckets:
     """The checked form of a `bucket_config`.
 
@@ -116,8 +100,13 @@ class Buckets:
             variance).
         purpose: "train", "evaluate" or "search".
         keep_draws: Where the uniform numbers of the probabilities come from; by default hashes of names.
+        rule: Which resolutions a clip is large enough for. "resolution": those of whose area it has 0.8; then
+            it takes the nearest of its aspect ratios, and may be enlarged a little. "ratio": the nearest
+            aspect ratio of all resolutions first, then those whose size of it lies inside the clip, so that
+            nothing is enlarged.
 
     Attributes:
+        groups: Resolutions, the largest first.
         buckets: All entries, the largest resolution first, and in it the longest first.
         shapes: All shapes, bucket by bucket.
 
@@ -130,7 +119,10 @@ class Buckets:
         bucket_config: Mapping[str, Mapping[int, Any]],
         purpose: str = "train",
         keep_draws: KeepDraws | None = None,
+        rule: str = "resolution",
     ) -> None:
+        if rule not in RULES:
+            raise ValueError(f"plan.bucket_rule={rule!r}: use one of {', '.join(RULES)}.")
         if purpose not in PURPOSES:
             raise ValueError(f"purpose={purpose!r}: use one of {', '.join(PURPOSES)}.")
         if not isinstance(bucket_config, Mapping) or not bucket_config:
@@ -151,9 +143,9 @@ class Buckets:
                 )
             entries = [_bucket(resolution, frames, entry, purpose) for frames, entry in lengths.items()]
             entries.sort(key=lambda bucket: -bucket.num_frames)
-            groups.append(_Group(MIN_AREA * pixels, sizes(resolution), entries))
+            groups.append(Group(MIN_AREA * pixels, sizes(resolution), entries))
         # The sort is stable: resolutions of one area keep the order of the config.
-        self._set(sorted(groups, key=lambda group: -group.least_area), keep_draws)
+        self._set(sorted(groups, key=lambda group: -group.least_area), keep_draws, rule)
 
     @classmethod
     def fixed(cls, num_frames: int, height: int, width: int, batch_size: int) -> "Buckets":
@@ -175,12 +167,13 @@ class Buckets:
                 raise ValueError(f"{name}={value!r}: give an integer from 1, or a bucket_config.")
         buckets = cls.__new__(cls)
         entry = Bucket(f"{height}x{width}", num_frames, 1.0, None, batch_size)
-        buckets._set([_Group(0.0, {"1.00": (height, width)}, [entry])], None)
+        buckets._set([Group(0.0, {"1.00": (height, width)}, [entry])], None, "resolution")
         return buckets
 
-    def _set(self, groups: list["_Group"], keep_draws: KeepDraws | None) -> None:
-        self._groups = groups
-        self._keep_draws = keep_draws or hashed_uniform
+    def _set(self, groups: list[Group], keep_draws: KeepDraws | None, rule: str) -> None:
+        self.groups = groups
+        self.rule = rule
+        self.keep_draws = keep_draws or hashed_uniform
         self.buckets = [bucket for group in groups for bucket in group.entries]
         self.shapes = [
             Shape(number, key, bucket.num_frames, *size, bucket.batch_size or 0)
@@ -195,90 +188,8 @@ class Buckets:
     @property
     def fingerprint(self) -> str:
         """Hash of everything that decides where a clip belongs."""
-        text = repr([(group.least_area, group.sizes, group.entries) for group in self._groups])
+        text = repr([self.rule, *((group.least_area, group.sizes, group.entries) for group in self.groups)])
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
-    def assign(
-        self,
-        num_frames: np.ndarray,
-        height: np.ndarray,
-        width: np.ndarray,
-        seed: int,
-        epoch: int,
-        frame_interval: int = 1,
-    ) -> BucketTable:
-        """Find the shape of every row of a table.
-
-        For each resolution, the largest first: a clip with less than 0.8 of its area goes on to the next. The
-        longest length that the clip has is chosen, exactly that length included; a pair (keep, length)
-        considers its length only with probability `length`. Then the clip is kept with probability `keep`, or
-        goes on to the next resolution. Images go to entries of 1 frame, and only they do.
-
-        Args:
-            num_frames: Frames of each file. Shape [N].
-            height: Height in pixels. Shape [N].
-            width: Width in pixels. Shape [N].
-            seed: Seed of the run.
-            epoch: Epoch; other epochs draw anew.
-            frame_interval: Step between frames; a clip of f frames needs f times as many in the file.
-
-        Returns:
-            The shape of each row, or why it has none.
-        """
-        length = np.asarray(num_frames, dtype=np.int64)
-        pixels = np.asarray(height, dtype=np.int64) * np.asarray(width, dtype=np.int64)
-        shape = np.full(len(length), -1, dtype=np.int32)
-        reason = np.full(len(length), TOO_SMALL, dtype=np.int8)
-        number, first_shape = 0, 0
-        for group in self._groups:
-            # Rows that still look for a length in this resolution. Unreadable files have sizes of 0.
-            rows = np.flatnonzero((shape < 0) & (pixels >= group.least_area) & (length >= 1) & (pixels > 0))
-            images = length[rows] == 1
-            kinds = {bucket.num_frames == 1 for bucket in group.entries}
-            missing = np.where(images, NO_IMAGES, NO_VIDEOS)
-            miss = np.where(np.isin(images, list(kinds)), TOO_SHORT, missing)
-            reason[rows] = np.minimum(reason[rows], miss)
-            for bucket in group.entries:
-                fits = (length[rows] == 1) == (bucket.num_frames == 1)
-                fits &= length[rows] >= bucket.num_frames * (1 if bucket.num_frames == 1 else frame_interval)
-                accepted, kept = self._draw(bucket, number, rows[fits], seed, epoch)
-                reason[rows[fits]] = PROBABILITY
-                reason[kept] = TAKEN
-                shape[kept] = first_shape + _nearest(group.sizes, height, width, kept)
-                rows = np.setdiff1d(rows, accepted, assume_unique=True)
-                number += 1
-                first_shape += len(group.sizes)
-        return BucketTable(shape, reason)
-
-    def _draw(
-        self, bucket: Bucket, number: int, rows: np.ndarray, seed: int, epoch: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the rows whose length is considered, and those of them that are kept."""
-        steps = 0
-        if bucket.length is not None:
-            rows = rows[self._keep_draws(seed, epoch, rows, number, steps) < bucket.length]
-            steps += 1
-        keep = 1.0 if bucket.keep is None else bucket.keep
-        if bucket.batch_size is None:
-            keep = 0.0
-        if keep >= 1.0:
-            return rows, rows
-        return rows, rows[self._keep_draws(seed, epoch, rows, number, steps) < keep]
-
-
-@dataclass(frozen=True)
-class _Group:
-    """The buckets of one resolution.
-
-    Args:
-        least_area: Pixels that a clip needs.
-        sizes: (height, width) by aspect key.
-        entries: The longest first.
-    """
-
-    least_area: float
-    sizes: dict[str, tuple[int, int]]
-    entries: list[Bucket]
 
 
 def hashed_uniform(seed: int, epoch: int, rows: np.ndarray, stream: int, step: int) -> np.ndarray:
@@ -310,19 +221,6 @@ def _mix(x: np.ndarray) -> np.ndarray:
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
-
-
-def _nearest(
-    table: Mapping[str, tuple[int, int]], height: np.ndarray, width: np.ndarray, rows: np.ndarray
-) -> np.ndarray:
-    """Return the position of the aspect key nearest to height / width, the first if two are. [R]."""
-    keys = np.array([float(key) for key in table])
-    found = np.empty(len(rows), dtype=np.int32)
-    for start in range(0, len(rows), _ROWS_AT_ONCE):
-        part = rows[start : start + _ROWS_AT_ONCE]
-        ratio = np.asarray(height)[part] / np.asarray(width)[part]
-        found[start : start + _ROWS_AT_ONCE] = np.abs(ratio[:, None] - keys).argmin(1)
-    return found
 
 
 def _bucket(resolution: str, frames: object, entry: object, purpose: str) -> Bucket:

@@ -24,10 +24,13 @@ class EpochPlan:
         key: Hash of what the plan was made from, apart from the epoch and the carry.
         epoch: Epoch.
         batches_per_step: Batches of a step, over all processes.
-        rows: Rows of the table, batch by batch. int64, shape [M].
+        rows: Rows of the table, batch by batch. int32, or int64 for more than 2^31 rows, shape [M].
         starts: Where the batches start in `rows`, and its end. int64, shape [K + 1].
         sizes: num_frames, height and width of each batch. int32, shape [K, 3].
-        carried: Rows that came from the epoch before, with the numbers of their shapes. int64, shape [A, 2].
+        costs: What each batch costs: the seconds of a measured table, or else the pixels of all its clips and
+            frames, which stand for its work. Shape [K].
+        carried: Rows that came from the epoch before, each with the number of its shape, and 1 if it is owed:
+            it was cut while its shape had a batch. int64, shape [A, 3].
         carry: Rows that were left over, and go first in the next epoch. As `carried`.
         excluded: Rows that are not taken, for example because they cannot be read. int64, sorted, shape [E].
         counts: How many rows of the table were taken, and how many not, by reason.
@@ -39,6 +42,7 @@ class EpochPlan:
     rows: np.ndarray
     starts: np.ndarray
     sizes: np.ndarray
+    costs: np.ndarray
     carried: np.ndarray
     carry: np.ndarray
     excluded: np.ndarray
@@ -49,10 +53,14 @@ class EpochPlan:
         """Steps of the epoch."""
         return len(self.sizes) // self.batches_per_step
 
-    @property
-    def costs(self) -> np.ndarray:
-        """Pixels of each batch over all its clips and frames, which stand for its work. int64, shape [K]."""
-        return self.sizes.astype(np.int64).prod(1) * np.diff(self.starts)
+    def imbalance(self, ranks: int) -> float:
+        """Return the mean over the steps of the largest cost of a process by their mean cost; 1 is ideal.
+
+        Args:
+            ranks: Processes; divides `batches_per_step`. Process r takes the batches r, r + ranks, ...
+        """
+        cost = self.costs.reshape(self.num_steps, -1, ranks).sum(1, dtype=np.float64)
+        return float((cost.max(1) / cost.mean(1)).mean())
 
     @cached_property
     def hash(self) -> str:
@@ -110,4 +118,4 @@ class EpochPlan:
         return plan
 
 
-_ARRAYS = ("rows", "starts", "sizes", "carried", "carry", "excluded")
+_ARRAYS = ("rows", "starts", "sizes", "costs", "carried", "carry", "excluded")

@@ -28,7 +28,10 @@ _MOST_LOST = 10  # readers of a run: more is no matter of single files
 
 
 def build_buckets(
-    dataset: Any, bucket_config: Mapping[str, Mapping[int, Any]] | None, batch_size: int | None = None
+    dataset: Any,
+    bucket_config: Mapping[str, Mapping[int, Any]] | None,
+    batch_size: int | None = None,
+    rule: str = "resolution",
 ) -> Buckets:
     """Make the buckets of a run: those of a `bucket_config`, or one of the dataset's own size.
 
@@ -36,6 +39,7 @@ def build_buckets(
         dataset: Has `num_frames` and `image_size`; one of features also `choose_buckets` and `keep_draws`.
         bucket_config: `{resolution: {frames: (probability, batch size)}}`, or None.
         batch_size: Clips per batch, without `bucket_config`.
+        rule: Which resolutions a clip is large enough for; see `Buckets`.
 
     Raises:
         ValueError: Both ways are given, or neither.
@@ -50,7 +54,7 @@ def build_buckets(
                 f"bucket_config is given, and num_frames, image_size, batch_size are {size}: sizes come "
                 "from the buckets; set the three to None."
             )
-        return Buckets(bucket_config, keep_draws=keep_draws)
+        return Buckets(bucket_config, keep_draws=keep_draws, rule=rule)
     if any(value is None for value in size):
         raise ValueError(
             f"num_frames, image_size, batch_size are {size}: give all three, or a bucket_config such as "

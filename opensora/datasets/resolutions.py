@@ -40,6 +40,11 @@ FRAME_COUNTS = {
 _MULTIPLE = 16  # of the "_16d" variants
 
 
+def resolution_names() -> list[str]:
+    """Return the names of all resolutions, each of which also exists as NAME_16d."""
+    return [name for name in _read() if not name.endswith(f"_{_MULTIPLE}d")]
+
+
 def area(resolution: str) -> int:
     """Return the nominal number of pixels of a resolution, the same for all its aspect ratios.
 
@@ -146,10 +151,10 @@ def _read() -> dict[str, tuple[int, dict[str, tuple[int, int]]]]:
 def _table(resolution: str) -> tuple[int, dict[str, tuple[int, int]]]:
     tables = _read()
     if not isinstance(resolution, str) or resolution not in tables:
-        plain = [name for name in tables if not name.endswith(f"_{_MULTIPLE}d")]
         raise ValueError(
             f"resolution={resolution!r}: unknown{_nearest(resolution, tables)}. Use one of "
-            f"{', '.join(plain)}, each also as NAME_{_MULTIPLE}d, or add it to datasets/resolutions.csv."
+            f"{', '.join(resolution_names())}, each also as NAME_{_MULTIPLE}d, or add it to "
+            "datasets/resolutions.csv."
         )
     return tables[resolution]
 

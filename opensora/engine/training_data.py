@@ -9,7 +9,7 @@ import numpy as np
 from opensora.acceleration.parallel import all_equal, broadcast_text, parallel_state
 from opensora.datasets.epoch_plan import EpochPlan
 from opensora.datasets.loader import build_buckets, build_dataloader
-from opensora.datasets.planner import Planner
+from opensora.datasets.planner import Planner, PlanRules
 from opensora.datasets.quarantine import Quarantine
 from opensora.datasets.reading import ClipError
 from opensora.datasets.samplers import BucketSampler
@@ -21,7 +21,7 @@ class TrainingData:
 
     Args:
         cfg: `dataset`, `bucket_config`, `batch_size`, `batches_per_step`, `accumulation_steps`,
-            `num_workers`, `prefetch_factor`, `seed`.
+            `plan`, `num_workers`, `prefetch_factor`, `seed`.
         batches_per_step: Batches of a step over all processes, of a run that is continued; None takes the
             config's.
         excluded: Called on the main process at the start of each later epoch; returns the rows, int64 [E],
@@ -66,10 +66,11 @@ class TrainingData:
         self.planner = Planner(
             self.dataset.manifest.fingerprint,
             self.dataset.sizes(),
-            build_buckets(self.dataset, cfg["bucket_config"], cfg["batch_size"]),
+            build_buckets(self.dataset, cfg["bucket_config"], cfg["batch_size"], cfg["plan"]["bucket_rule"]),
             per_step,
             cfg["seed"],
             self.dataset.frame_interval,
+            PlanRules.from_config(cfg["plan"]),
         )
         self.sampler = BucketSampler(self.planner, processes.data_rank, self.world_size)
         self.first_plan = self.plan
@@ -138,7 +139,7 @@ class TrainingData:
         self.quarantine.load(state["quarantine"])
         if self.plan.hash == state["hash"]:
             return
-        carried = np.array(state["carried"], dtype=np.int64).reshape(-1, 2)
+        carried = np.array(state["carried"], dtype=np.int64).reshape(-1, 3)
         plan = self.planner.plan(state["epoch"], carried, state["excluded"])
         if plan.hash != state["hash"]:
             raise ValueError(

@@ -65,7 +65,8 @@ class Task:
 
 def data_of(batch_size=2, per_step=2, workers=0, **changes):
     cfg = {"dataset": {"type": Table}, "bucket_config": {"144p": {1: (0.7, batch_size)}}, "seed": 0}
-    cfg |= {"batch_size": None}
+    plan = {"bucket_rule": "resolution", "remainder": "carry", "starved": "merge", "max_dropped": 0.5}
+    cfg |= {"batch_size": None, "plan": {**plan, "costs": None}}
     cfg |= {"num_workers": workers, "prefetch_factor": None, "accumulation_steps": 1}
     return TrainingData({**cfg, "batches_per_step": per_step, **changes})
 

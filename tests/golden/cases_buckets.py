@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from opensora.datasets import resolutions, video_io
+from opensora.datasets.assignment import Assignment
 from opensora.datasets.buckets import Buckets
 from opensora.datasets.planner import Planner
 from opensora.datasets.samplers import BucketSampler
@@ -68,7 +69,8 @@ def _bucket_ids(case: Mapping[str, Any], inputs: Any, weights: Any) -> dict[str,
         )
 
     buckets = Buckets(_read_config(args["bucket_config"]), keep_draws=draws)
-    table = buckets.assign(*np.array(args["rows"]).T, seed=0, epoch=0, frame_interval=args["frame_interval"])
+    columns = tuple(np.array(args["rows"]).T)
+    table = Assignment.of(buckets, columns, args["frame_interval"]).draw(seed=0, epoch=0)
     found: list[Any] = [None] * len(table.shape)
     for row, number in enumerate(table.shape):
         if number >= 0:

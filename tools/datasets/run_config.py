@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from opensora.datasets.assignment import Assignment
 from opensora.datasets.buckets import Buckets
 from opensora.datasets.loader import build_buckets
 from opensora.utils.config import load_config
@@ -54,4 +55,4 @@ def read_run_config(words: Sequence[str]) -> RunConfig:
 
 def rows_by_shape(run: RunConfig, columns: tuple[np.ndarray, ...], epoch: int = 0) -> Any:
     """Return the shape of each row in an epoch, and why rows have none."""
-    return run.buckets.assign(*columns, run.seed, epoch, run.frame_interval)
+    return Assignment.of(run.buckets, columns, run.frame_interval).draw(run.seed, epoch)

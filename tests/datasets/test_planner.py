@@ -5,9 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from opensora.datasets.buckets import REASONS, Buckets, ClipIndex
+from opensora.datasets.assignment import REASONS
+from opensora.datasets.buckets import Buckets, ClipIndex
 from opensora.datasets.epoch_plan import EpochPlan
-from opensora.datasets.planner import Planner
+from opensora.datasets.planner import Planner, PlanRules
 from opensora.datasets.samplers import BucketSampler
 
 STAGE = {  # of a published training: images and clips of five lengths
@@ -22,66 +23,22 @@ def table(seed, count, lengths=(1, 1, 16, 17, 40, 51, 60)):
     return rng.choice(lengths, count), height, width
 
 
-def random_config(rng):
-    config = {}
-    for resolution in rng.choice(["144p", "240p", "360p", "720p"], rng.integers(1, 4), replace=False):
-        lengths = rng.choice([1, 16, 17, 51], rng.integers(1, 4), replace=False)
-        config[str(resolution)] = {
-            int(frames): (float(rng.choice([0.3, 0.8, 1.0])), int(rng.integers(1, 7))) for frames in lengths
-        }
-    return config
+FREE = PlanRules(max_dropped=1.0)
 
 
 def rows_of(plan):
     return [clip.row for number in range(len(plan.sizes)) for clip in plan.batch(number)]
 
 
-@pytest.mark.parametrize("case", range(200))
-def test_rules_hold_for_random_runs(case):
-    rng = np.random.default_rng(case)
-    columns = table(case, int(rng.integers(20, 300)))
-    ranks = int(rng.choice([1, 2, 3, 4]))
-    buckets = Buckets(random_config(rng))
-    planner = Planner("table", columns, buckets, ranks * int(rng.integers(1, 3)), case)
-    taken = {}
-    try:
-        plan = planner.plan(0)
-    except ValueError as error:
-        assert "no training step can be filled" in str(error)
-        return
-    batch_sizes = {shape[2:5]: set() for shape in buckets.shapes}
-    for shape in buckets.shapes:
-        batch_sizes[shape[2:5]].add(shape.batch_size)
-    carried = set()
-    for epoch in range(3):
-        parts = [list(BucketSampler(planner, rank, ranks, plan)) for rank in range(ranks)]
-        # Every process has as many batches, all of them full and of one shape.
-        assert {len(part) for part in parts} == {plan.num_steps * planner.batches_per_step // ranks}
-        for part in parts:
-            for batch in part:
-                (shape,) = {clip[1:4] for clip in batch}
-                assert len(batch) in batch_sizes[shape]
-                assert {clip.epoch for clip in batch} == {epoch}
-        # Every clip that the draws took, or that was left over before, is in exactly one place.
-        used = [clip.row for part in parts for batch in part for clip in batch]
-        left = plan.carry[:, 0].tolist()
-        taken = set(np.flatnonzero(buckets.assign(*columns, case, epoch).shape >= 0).tolist())
-        assert sorted(used + left) == sorted(taken | carried)
-        assert sorted(used) == sorted(rows_of(plan))
-        # Less than one batch of a shape is left, besides the batches that fill no step.
-        tails = np.bincount(plan.carry[:, 1], minlength=len(buckets.shapes))
-        whole = sum(int(n) // s.batch_size for n, s in zip(tails, buckets.shapes, strict=True))
-        assert whole < planner.batches_per_step
-        carried = set(left)
-        try:
-            plan = planner.plan(epoch + 1, plan.carry)
-        except ValueError:
-            return
-
-
 @pytest.mark.parametrize("ranks", [1, 2, 4])
 def test_processes_only_share_out(ranks):
-    planner = Planner("table", table(0, 400), Buckets(random_config(np.random.default_rng(5))), 4, 1)
+    planner = Planner(
+        "table",
+        table(0, 400),
+        Buckets({"144p": {1: (0.8, 3), 16: (0.6, 2), 51: (1.0, 2)}, "360p": {17: (0.7, 1)}}),
+        4,
+        1,
+    )
     whole = planner.plan(0)
     parts = [list(BucketSampler(planner, rank, ranks)) for rank in range(ranks)]
     share = 4 // ranks
@@ -202,14 +159,14 @@ def test_orders_are_random():
 
 
 def test_saved_plans(tmp_path):
-    planner = Planner("table", table(1, 300), Buckets({"144p": {1: (1.0, 3)}}), 2, 9)
+    planner = Planner("table", table(1, 300), Buckets({"144p": {1: (1.0, 3)}}), 2, 9, rules=FREE)
     plan = planner.plan(0)
     path = tmp_path / "plan.npz"
     plan.save(path)
     assert EpochPlan.load(path).hash == plan.hash == planner.load(path).hash
     assert EpochPlan.load(path).counts == plan.counts
     assert [p.name for p in tmp_path.iterdir()] == ["plan.npz"]
-    other = Planner("table", table(1, 300), Buckets({"144p": {1: (1.0, 4)}}), 2, 9)
+    other = Planner("table", table(1, 300), Buckets({"144p": {1: (1.0, 4)}}), 2, 9, rules=FREE)
     with pytest.raises(ValueError, match="made from another table, bucket_config"):
         other.load(path)
     path.write_bytes(path.read_bytes()[:-200])
@@ -220,7 +177,7 @@ def test_saved_plans(tmp_path):
 
 
 def test_wrong_numbers():
-    planner = Planner("table", table(1, 300), Buckets({"144p": {1: (1.0, 3)}}), 6, 9)
+    planner = Planner("table", table(1, 300), Buckets({"144p": {1: (1.0, 3)}}), 6, 9, rules=FREE)
     with pytest.raises(ValueError, match="not a multiple of the 4 processes; use 4 or 8"):
         BucketSampler(planner, 0, 4)
     with pytest.raises(ValueError, match="ranks go from 0"):
@@ -230,24 +187,27 @@ def test_wrong_numbers():
     with pytest.raises(ValueError, match="at least one batch"):
         replace(planner, batches_per_step=0).plan(0)
     with pytest.raises(ValueError, match="another table or bucket_config"):
-        planner.plan(1, np.array([[500, 0]]))
+        planner.plan(1, np.array([[500, 0, 0]]))
 
 
 def test_stand_ins_have_the_same_shape():
     planner = Planner("table", table(1, 300), Buckets({"144p": {1: (0.5, 3), 16: (0.5, 2)}}), 1, 9)
     clip = planner.plan(0).batch(0)[0]
     rows = planner.same_shape(clip)
-    assigned = planner.buckets.assign(*planner.columns, 9, 0).shape
+    assigned = planner.assignment(np.array([], dtype=np.int64)).draw(9, 0).shape
     assert clip.row in rows
     assert {planner.buckets.shapes[n][2:5] for n in assigned[rows]} == {clip[1:4]}
     assert len(planner.same_shape(clip._replace(epoch=1))) > 0
 
 
 VIDEOS, NEVER, IMAGES = {49: (1.0, 5)}, {49: (0.0, 5)}, {1: (1.0, 5)}
+RARELY = {49: (0.05, 5)}
 EMPTY_PLANS = [
     # length, height, width, rows, lengths of 360p, batches per step, what the error says
-    (49, 360, 640, 3, VIDEOS, 1, r"3 in buckets, but too few(.|\n)*has 3 clips for batches of 5"),
+    (49, 360, 640, 3, VIDEOS, 1, r"can never fill a batch(.|\n)*360 x 640: 3 rows for batches of 5"),
     (49, 360, 640, 3, VIDEOS, 1, r"\['360p'\]\[49\] to 3, or add 2 such clips"),
+    (49, 360, 640, 9, RARELY, 1, r"in buckets, but too few(.|\n)*has 1 clips for batches of 5"),
+    (49, 360, 640, 9, RARELY, 1, r"\['360p'\]\[49\] to 1, or add 4 such clips"),
     (49, 360, 640, 10, VIDEOS, 8, "2 full batches(.|\n)*Set batches_per_step=2"),
     (30, 360, 640, 10, VIDEOS, 1, r"10 too short(.|\n)*has 30 frames; .* 49(.|\n)*length of 30 or less"),
     (49, 100, 100, 10, VIDEOS, 1, "10 too small(.|\n)*10000 pixels, 360p needs 0.8 of its 230400"),
@@ -261,8 +221,9 @@ EMPTY_PLANS = [
 @pytest.mark.parametrize("length, height, width, rows, lengths, n, message", EMPTY_PLANS)
 def test_no_step_is_an_error_with_a_remedy(length, height, width, rows, lengths, n, message):
     columns = tuple(np.full(rows, value) for value in (length, height, width))
+    rules = PlanRules(max_dropped=1.0)
     with pytest.raises(ValueError, match=message):
-        Planner("table", columns, Buckets({"360p": lengths}), n, 0).plan(0)
+        Planner("table", columns, Buckets({"360p": lengths}), n, 0, rules=rules).plan(0)
 
 
 def test_the_remedies_work():
