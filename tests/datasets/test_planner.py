@@ -201,7 +201,7 @@ def test_stand_ins_have_the_same_shape():
 
 
 VIDEOS, NEVER, IMAGES = {49: (1.0, 5)}, {49: (0.0, 5)}, {1: (1.0, 5)}
-RARELY = {49: (0.05, 5)}
+RARELY = {49: (0.3, 5)}
 EMPTY_PLANS = [
     # length, height, width, rows, lengths of 360p, batches per step, what the error says
     (49, 360, 640, 3, VIDEOS, 1, r"can never fill a batch(.|\n)*360 x 640: 3 rows for batches of 5"),
@@ -231,3 +231,127 @@ def test_the_remedies_work():
     columns = tuple(np.full(3, value) for value in (30, 360, 640))
     for config, n in [({"360p": {30: (1.0, 3)}}, 1), ({"360p": {30: (1.0, 1)}}, 3)]:
         assert Planner("table", columns, Buckets(config), n, 0).plan(0).num_steps == 1
+
+
+def planned(columns, config, n=1, **rules):
+    return Planner("table", columns, Buckets(config), n, 0, rules=PlanRules(**rules)).plan(0)
+
+
+def mixed(*groups):
+    """Make columns of (rows, frames, height, width)."""
+    return tuple(np.concatenate([np.full(g[0], g[i]) for g in groups]) for i in (1, 2, 3))
+
+
+DROPS = [
+    # columns, lengths of 360p, rules; what the error says; the lengths and rules that it proposes
+    (
+        *(
+            mixed((10, 49, 360, 640), (2, 30, 360, 640), (6, 20, 360, 640)),
+            {49: (1.0, 1)},
+            {"max_dropped": 0.4},
+        ),
+        r"drops 8 of 18 rows(.|\n)*8 too short(.|\n)*Add a length of 30 or less(.|\n)*max_dropped=0.445",
+        *({49: (1.0, 1), 30: (1.0, 1)}, {"max_dropped": 0.4}),
+    ),
+    (
+        *(mixed((10, 49, 360, 640), (8, 1, 360, 640)), {49: (1.0, 1)}, {"max_dropped": 0.4}),
+        r"8 no bucket for images(.|\n)*add 1: \(1.0, BATCH\)",
+        *({49: (1.0, 1), 1: (1.0, 8)}, {"max_dropped": 0.4}),
+    ),
+    (
+        *(mixed((15, 49, 360, 640)), {49: (1.0, 8)}, {"max_dropped": 0.4}),
+        r"7 fill no batch or no step(.|\n)*smaller batches(.|\n)*plan.remainder='pad'",
+        *({49: (1.0, 8)}, {"max_dropped": 0.4, "remainder": "pad"}),
+    ),
+    (
+        *(mixed((10, 49, 360, 640), (9, 49, 100, 100)), {49: (1.0, 1)}, {"max_dropped": 0.4}),
+        r"9 too small(.|\n)*set plan.max_dropped=0.474",
+        *({49: (1.0, 1)}, {"max_dropped": 0.474}),
+    ),
+]
+
+
+@pytest.mark.parametrize("columns, lengths, rules, message, new_lengths, new_rules", DROPS)
+def test_too_many_dropped_rows_are_an_error(columns, lengths, rules, message, new_lengths, new_rules):
+    with pytest.raises(ValueError, match=message):
+        planned(columns, {"360p": lengths}, **rules)
+    assert planned(columns, {"360p": new_lengths}, **new_rules).num_steps
+
+
+def test_starved_buckets_are_merged_dropped_or_an_error():
+    columns = mixed((10, 60, 360, 640), (3, 20, 360, 640), (2, 60, 640, 360))
+    config = {"360p": {49: (1.0, 5), 17: (1.0, 3)}}
+    with pytest.raises(ValueError, match=r"49 frames, 640 x 360: 2 rows for batches of 5(.|\n)*'merge'"):
+        planned(columns, config, starved="error")
+    assert planned(columns, config, starved="merge").counts["starved"] == 0
+    dropped = planned(columns, config, starved="drop")
+    assert dropped.counts["starved"] == 2 and dropped.counts["used"] == 13
+    alone = mixed((10, 60, 360, 640), (2, 1, 360, 640))
+    with pytest.raises(
+        ValueError, match=r"2 rows for batches of 3(.|\n)*plan.starved='drop' leaves them out"
+    ):
+        planned(alone, {"360p": {49: (1.0, 5), 1: (1.0, 3)}})
+
+
+def test_padding_repeats_rows_and_leaves_none_over():
+    columns = mixed((7, 20, 144, 256), (3, 1, 144, 256))
+    plan = planned(columns, {"144p": {16: (1.0, 5), 1: (1.0, 3)}}, n=4, remainder="pad")
+    assert plan.num_steps == 1 and set(plan.rows.tolist()) == set(range(10)) and len(plan.carry) == 0
+    assert plan.counts["repeated"] == len(plan.rows) - 10 > 0
+
+
+def test_owed_rows_go_before_all_others():
+    """A batch was cut; next time it is in the plan, and so are the rows that were left over beside it."""
+    columns = mixed((11, 20, 144, 256), (40, 20, 256, 144))
+    planner = Planner("table", columns, Buckets({"144p": {16: (1.0, 4)}}), 6, 0)
+    plan = planner.plan(0)
+    for epoch in range(1, 12):
+        owed = set(plan.carry[plan.carry[:, 2] > 0, 0].tolist())
+        plan = planner.plan(epoch, plan.carry)
+        assert owed and owed <= set(rows_of(plan))
+
+
+def test_measured_costs_decide_the_steps(tmp_path):
+    columns = mixed((40, 20, 144, 256), (40, 40, 144, 256))
+    config = {"144p": {16: (1.0, 4), 32: (1.0, 4)}}
+    path = tmp_path / "costs.json"
+    path.write_text('{"144p": {"16": 3.0, "32": 1.0}}')
+    base = {"bucket_rule": "resolution", "remainder": "carry", "starved": "merge", "max_dropped": 0.5}
+    rules = PlanRules.from_config({**base, "costs": str(path)})
+    assert rules == PlanRules(costs={"144p": {16: 3.0, 32: 1.0}})
+    plan = Planner("table", columns, Buckets(config), 2, 0, rules=rules).plan(0)
+    assert set(zip(plan.sizes[:, 0].tolist(), plan.costs.tolist(), strict=True)) == {(16, 3.0), (32, 1.0)}
+    assert plan.imbalance(2) == pytest.approx(1.0) and plan.imbalance(1) == 1.0
+    with pytest.raises(ValueError, match=r"plan.costs\['144p'\]\[32\] is None"):
+        planned(columns, config, costs={"144p": {16: 3.0}})
+    path.write_text("[1]")
+    with pytest.raises(ValueError, match="no JSON of the form"):
+        PlanRules.from_config({**base, "costs": str(path)})
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        PlanRules.from_config({**base, "costs": str(tmp_path / "none.json")})
+    for name, value in [("remainder", "keep"), ("starved", "no"), ("max_dropped", 2)]:
+        with pytest.raises(ValueError, match=f"plan.{name}={value!r}"):
+            PlanRules(**{name: value})
+
+
+def shares(plan, frames, window=50):
+    """Return how far any window of steps is from a bucket's share, and what is expected, in batches."""
+    total = np.cumsum((plan.sizes[:, 0] == frames).reshape(plan.num_steps, -1).sum(1))
+    found = total[window - 1 :] - np.concatenate([[0], total[:-window]])
+    return np.abs(found - total[-1] / plan.num_steps * window).max(), total[-1] / plan.num_steps * window
+
+
+@pytest.mark.parametrize("n", [1, 8, 12])
+def test_steps_draw_from_one_mix(n):
+    """In any 50 steps a bucket has its share within a fifth, or within five batches if it is rare."""
+    lengths = (*(1,) * 40, *(49,) * 9, *(65,) * 5, 81, 97, 113, 113)
+    rows = 45_000 if n > 1 else 8000
+    plan = Planner("table", table(3, rows, lengths), Buckets(STAGE), n, 0).plan(0)
+    assert plan.num_steps > 200
+    for frames in STAGE["360p"]:
+        off, expected = shares(plan, frames)
+        assert off <= max(0.2 * expected, 5), (frames, off, expected)
+    assert plan.imbalance(n) < 1.05
+    if n > 1:  # what a shuffle gives
+        shuffled = np.random.default_rng(0).permutation(plan.costs).reshape(-1, n)
+        assert (shuffled.max(1) / shuffled.mean(1)).mean() > 1.1
