@@ -6,6 +6,7 @@ said to come from. They stand in `resolutions.csv`; a line more there is a size 
 
 import csv
 import difflib
+import math
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
@@ -83,12 +84,30 @@ def image_size(resolution: str, aspect_ratio: str) -> tuple[int, int]:
     key = ASPECT_RATIOS.get(aspect_ratio, aspect_ratio)
     if key not in table:
         names = [name for name, entry in ASPECT_RATIOS.items() if entry in table]
+        value = _ratio(aspect_ratio)
+        size = "" if value is None else f", such as {even_size(area(resolution), value)}"
         raise ValueError(
             f"aspect_ratio={aspect_ratio!r}: {resolution} has no such ratio"
             f"{_nearest_number(aspect_ratio, table)}. Use height:width, one of {', '.join(names)}, or a key, "
-            f"one of {', '.join(table)}; or give image_size."
+            f"one of {', '.join(table)}; or give image_size{size}."
         )
     return table[key]
+
+
+def even_size(pixels: int, ratio: float) -> tuple[int, int]:
+    """Return the even (height, width) of about so many pixels, for sizes that no table has.
+
+    Args:
+        pixels: Height times width.
+        ratio: Height divided by width.
+
+    Raises:
+        ValueError: A number is not positive.
+    """
+    if not (pixels > 0 and 0 < ratio < math.inf):
+        raise ValueError(f"pixels={pixels}, ratio={ratio}: both are positive numbers.")
+    height = _even(math.sqrt(pixels * ratio))
+    return height, _even(height / ratio)
 
 
 def nearest_ratio(resolution: str, height: int, width: int) -> str:
@@ -165,10 +184,22 @@ def _nearest(value: object, names: Iterable[str]) -> str:
 
 
 def _nearest_number(ratio: object, keys: Iterable[str]) -> str:
-    """Name the key that is nearest to "a:b" or "a" as a number."""
+    """Name the key that is nearest to a ratio as a number."""
+    value = _ratio(ratio)
+    return "" if value is None else f" (the nearest is {min(keys, key=lambda k: abs(float(k) - value))!r})"
+
+
+def _ratio(text: object) -> float | None:
+    """Read "a:b" or "a" as a positive number."""
     try:
-        above, _, below = str(ratio).partition(":")
+        above, _, below = str(text).partition(":")
         value = float(above) / float(below or 1)
     except (ValueError, ZeroDivisionError):
-        return ""
-    return f" (the nearest is {min(keys, key=lambda key: abs(float(key) - value))!r})"
+        return None
+    return value if 0 < value < math.inf else None
+
+
+def _even(length: float) -> int:
+    """Round up if that is even, else down, as the published sizes were made."""
+    up = math.ceil(length + 1e-4)
+    return up if up % 2 == 0 else math.floor(length + 1e-4)

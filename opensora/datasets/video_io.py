@@ -38,7 +38,7 @@ class ClipInfo(NamedTuple):
 
 def is_image(path: str) -> bool:
     """Say whether a path has an image's extension."""
-    return path.lower().endswith(IMAGE_EXTENSIONS)
+    return Path(path).suffix.lower() in IMAGE_EXTENSIONS
 
 
 def is_video(path: str) -> bool:

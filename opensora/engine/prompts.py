@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import urllib.parse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,6 +80,8 @@ def read_prompts(
     else:
         if start < 0 or (end is not None and end <= start):
             raise ValueError(f"start_index={start}, end_index={end}: use 0 <= start_index < end_index.")
+        if is_url(path):
+            raise ValueError(f"prompt_path={path!r}: nothing is downloaded; fetch it, and name the file.")
         rows = _read_file(Path(path))
         found = rows[start:end]
         if not found:
@@ -88,6 +91,15 @@ def read_prompts(
         which = f"number {start + empty[0] if path else empty[0]} is empty" if empty else "the list is empty"
         raise ValueError(f"prompt={prompts!r}, prompt_path={path!r}: {which}; write a prompt.")
     return [prompt.strip() for prompt in found]
+
+
+def is_url(text: str) -> bool:
+    """Say whether a text is the address of something on the web, and so no path."""
+    try:
+        parts = urllib.parse.urlsplit(text)
+    except ValueError:  # brackets that hold no address
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.netloc) and len(text.split()) == 1
 
 
 def make_requests(cfg: Mapping[str, Any], size: tuple[int, int], num_frames: int) -> list[Request]:

@@ -8,6 +8,7 @@ from opensora.datasets.resolutions import (
     ASPECT_RATIOS,
     FRAME_COUNTS,
     area,
+    even_size,
     frame_count,
     image_size,
     nearest_ratio,
@@ -139,3 +140,16 @@ def test_golden_functions(golden, name, call):
                 call(**case["args"])
         else:
             assert call(**case["args"]) == case["out"], case["args"]
+
+
+def test_even_sizes_for_other_ratios():
+    assert even_size(230_400, 0.5625) == (360, 640) and even_size(230_400, 1.0) == (480, 480)
+    for ratio in (0.2, 0.7, 1.3, 3.0):
+        height, width = even_size(230_400, ratio)
+        assert height % 2 == width % 2 == 0
+        assert height * width == pytest.approx(230_400, rel=0.02)
+        assert height / width == pytest.approx(ratio, rel=0.02)
+    with pytest.raises(ValueError, match="positive"):
+        even_size(0, 1.0)
+    with pytest.raises(ValueError, match=r"or give image_size, such as \(214, 1070\)"):
+        image_size("360p", "1:5")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from opensora.engine.prompts import append_scores, make_requests, read_prompts
+from opensora.engine.prompts import append_scores, is_url, make_requests, read_prompts
 from opensora.utils.config_defaults import base_configs
 
 CFG = base_configs()["inference"]
@@ -13,6 +13,14 @@ def requests(size=(16, 24), num_frames=5, **changes):
 
 
 # Where prompts come from
+
+
+def test_addresses_are_no_files():
+    assert is_url("https://a.b/x.txt") and is_url("HTTP://localhost:80")
+    for text in ("x.txt", "/x/y.txt", "ftp://h/x", "https://", "http://a b", "http://[x"):
+        assert not is_url(text)
+    with pytest.raises(ValueError, match="https://a.b/x.txt'.*nothing is downloaded"):
+        requests(prompt=None, prompt_path="https://a.b/x.txt")
 
 
 def test_prompts_from_the_command_line_and_files(tmp_path):

@@ -12,9 +12,10 @@ import numpy as np
 from opensora.datasets import resolutions, video_io
 from opensora.datasets.assignment import Assignment
 from opensora.datasets.buckets import Buckets
-from opensora.datasets.planner import Planner
+from opensora.datasets.planner import Planner, PlanRules
 from opensora.datasets.samplers import BucketSampler
 from opensora.datasets.transforms import temporal_indices
+from opensora.engine.prompts import is_url
 
 
 def _read_config(published: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[int, Any]]:
@@ -104,6 +105,10 @@ def _get_image_size(case: Mapping[str, Any], inputs: Any, weights: Any) -> dict[
     return {"out": list(resolutions.image_size(case["args"]["resolution"], case["args"]["ar_ratio"]))}
 
 
+def _get_h_w(case: Mapping[str, Any], inputs: Any, weights: Any) -> dict[str, Any]:
+    return {"out": list(resolutions.even_size(case["args"]["ts"], case["args"]["a"]))}
+
+
 def _is_img_vid(case: Mapping[str, Any], inputs: Any, weights: Any) -> dict[str, Any]:
     path = case["args"]["path"]
     return {"out": [video_io.is_image(path), video_io.is_video(path)]}
@@ -118,7 +123,9 @@ KINDS: dict[str, Callable[..., dict[str, Any]]] = {
     "bucket_info": _bucket_info,
     "bucket_ids": _bucket_ids,
     "temporal_random_crop": _temporal_random_crop,
+    "get_h_w": _get_h_w,
     "is_img_vid": _is_img_vid,
+    "is_url": lambda case, inputs, weights: {"out": is_url(case["args"]["url"])},
     "sampler_epoch": lambda case, inputs, weights: {},
 }
 
@@ -155,7 +162,8 @@ def _check_sampler(case: Mapping[str, Any]) -> str:
     buckets = Buckets(_read_config(args["bucket_config"]))
     columns = tuple(np.array(args["rows"]).T)
     ranks = args["num_replicas"]
-    planner = Planner("golden", columns, buckets, ranks, args["seed"])
+    rules = PlanRules(starved="drop", max_dropped=1.0)
+    planner = Planner("golden", columns, buckets, ranks, args["seed"], rules=rules)
     plan = planner.plan(args["epoch"])
     parts = [list(BucketSampler(planner, rank, ranks, plan)) for rank in range(ranks)]
     rows = [clip.row for part in parts for batch in part for clip in batch]
