@@ -259,9 +259,8 @@ class Extraction:
         plan = cfg["plan"] if "plan" in cfg else base_configs()["runtime"]["plan"]
         buckets = build_buckets(dataset, cfg["bucket_config"], cfg["batch_size"], plan["bucket_rule"])
         per_step = (cfg["batches_per_step"] if "batches_per_step" in cfg else None) or 1
-        table = (dataset.manifest.fingerprint, dataset.sizes())
-        planner = Planner(*table, buckets, per_step, cfg["seed"], dataset.frame_interval)
-        planner.rules = PlanRules.from_config(plan)
+        table = (dataset.manifest.fingerprint, dataset.sizes(), buckets, per_step, cfg["seed"])
+        planner = Planner(*table, dataset.frame_interval, PlanRules.from_config(plan))
         return plan_features(dataset, planner, cfg["variants"], self.drawn or dataset.cuts_at_random)
 
     def _captions(self) -> list[str]:
