@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from opensora.datasets.assignment import Assignment
+from opensora.datasets.assignment import Assignment, BucketTable, Columns
 from opensora.datasets.buckets import Buckets
 from opensora.datasets.loader import build_buckets
+from opensora.datasets.planner import Planner, PlanRules
 from opensora.utils.config import load_config
 
 
@@ -21,12 +22,14 @@ class RunConfig:
         frame_interval: Step between frames.
         transform: Name of the transform.
         seed: Seed of the run.
+        rules: What becomes of rows that fill no batch.
     """
 
     buckets: Buckets
     frame_interval: int
     transform: str
     seed: int
+    rules: PlanRules = PlanRules()
 
 
 @dataclass(frozen=True)
@@ -45,14 +48,21 @@ def read_run_config(words: Sequence[str]) -> RunConfig:
         ValueError: It is no config for training on clips, or its buckets are wrong.
     """
     cfg = load_config(words)
-    dataset = cfg["dataset"] if "dataset" in cfg and "bucket_config" in cfg else {}
+    dataset = cfg["dataset"] if "dataset" in cfg and "plan" in cfg else {}
     if "frame_interval" not in dataset:
         raise ValueError(f"--config {words[0]}: it has no dataset of clips; give a config for training.")
     size = _Size(dataset["num_frames"], dataset["image_size"])
-    buckets = build_buckets(size, cfg["bucket_config"], cfg["batch_size"])
-    return RunConfig(buckets, dataset["frame_interval"], dataset["transform"], cfg["seed"])
+    buckets = build_buckets(size, cfg["bucket_config"], cfg["batch_size"], cfg["plan"]["bucket_rule"])
+    rules = PlanRules.from_config(cfg["plan"])
+    return RunConfig(buckets, dataset["frame_interval"], dataset["transform"], cfg["seed"], rules)
 
 
-def rows_by_shape(run: RunConfig, columns: tuple[np.ndarray, ...], epoch: int = 0) -> Any:
+def rows_by_shape(run: RunConfig, columns: Columns, epoch: int = 0) -> BucketTable:
     """Return the shape of each row in an epoch, and why rows have none."""
-    return Assignment.of(run.buckets, columns, run.frame_interval).draw(run.seed, epoch)
+    planner = Planner("", columns, run.buckets, 1, run.seed, run.frame_interval, run.rules)
+    return planner.assignment(np.zeros(0, dtype=np.int64)).draw(run.seed, epoch)
+
+
+def rows_of_buckets(buckets: Buckets, columns: Columns, frame_interval: int) -> BucketTable:
+    """Return the shape of each row by the rules of the buckets alone, whether or not they fill."""
+    return Assignment.of(buckets, columns, frame_interval).draw(0, 0)
