@@ -270,6 +270,15 @@ def test_without_locks_the_first_one_counts(write_table, prepare, monkeypatch, t
     assert len(list((tmp_path / "cache").glob("*table-*"))) == 2  # the table and its lock
 
 
+def test_what_a_killed_process_left_is_removed(write_table, prepare, tmp_path):
+    read, made = prepare
+    table = write_table(HEADER, "a,b,1,8,8")
+    left = tmp_path / "cache" / f".table-{table_source.Source(Path(table)).state()}-killed"
+    left.mkdir(parents=True)
+    (left / "texts.arrow").write_bytes(b"half a file")
+    assert read(table).text[0] == "b" and len(made) == 1 and not left.exists()
+
+
 def test_a_wrong_table_leaves_nothing(write_table, prepare, tmp_path):
     read, _ = prepare
     with pytest.raises(ValueError, match="column num_frames is '0'"):

@@ -52,3 +52,19 @@ def test_training_runs_on(scripts, denoiser, make, tmp_path):
     scripts.here(*denoiser(tmp_path, *data, *options))
     losses = [line["loss"] for line in read_log(tmp_path / "run") if "loss" in line]
     assert len(losses) == 1 and 0 < losses[0] < 100
+
+
+def test_readers_share_a_prepared_table(scripts, denoiser, table, tmp_path, monkeypatch):
+    monkeypatch.setattr("opensora.datasets.manifest._LARGE", 0)
+    monkeypatch.setattr("opensora.datasets.table_source._SETTLED", 0.0)
+    options = ["--max-steps", 2, "--dataset.cache", tmp_path / "cache", "--num-workers", 1, "--log-every", 2]
+    scripts.here(*denoiser(tmp_path / "mapped", *options))
+    assert [path.name[:6] for path in (tmp_path / "cache").glob("table-*")] == ["table-"]
+    monkeypatch.undo()
+    options[3] = tmp_path / "none"
+    scripts.here(*denoiser(tmp_path / "read", *options))
+    mapped, read = (
+        [line["loss"] for line in read_log(tmp_path / name / "run") if "loss" in line]
+        for name in ("mapped", "read")
+    )
+    assert mapped == read and len(mapped) == 1 and not (tmp_path / "none").exists()
