@@ -16,6 +16,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from opensora.layers.checks import check_count
+from opensora.layers.slabs import in_slabs, slab_conv, slab_downsample, slab_upsample
 
 Pads = Sequence[tuple[int, int]]  # zeros before and after, for T, H and W
 _NO_PADS = ((0, 0), (0, 0), (0, 0))
@@ -135,6 +136,8 @@ class BareCausalConv3d(nn.Conv3d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve. Shape [B, C, T, H, W] to [B, C', T', H', W']."""
+        if in_slabs(x) and x.shape[2] + self.pads[0][0] >= self.kernel_size[0]:
+            return slab_conv(x, self)
         weight, pads = self.weight, self.pads
         if x.shape[2] == 1 and pads[0][0] == self.kernel_size[0] - 1:
             # An image meets only the last tap in time: a third of the work.
@@ -195,6 +198,8 @@ class Downsample2D(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Resample. Shape [B, C, T, H, W] to [B, C, T, H // 2, W // 2]."""
+        if in_slabs(x):
+            return slab_downsample(x, self.conv)
         return frame_wise(lambda images: self.conv(F.pad(images, (0, 1, 0, 1))), x, self.micro_batch_size)
 
 
@@ -212,6 +217,8 @@ class Upsample2D(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Resample. Shape [B, C, T, H, W] to [B, C, T, 2H, 2W]."""
+        if in_slabs(x):
+            return slab_upsample(x, self.conv)
         return frame_wise(
             lambda images: self.conv(F.interpolate(images, scale_factor=2)), x, self.micro_batch_size
         )

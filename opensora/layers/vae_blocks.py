@@ -21,6 +21,7 @@ from opensora.layers.causal_conv3d import (
     Upsample2D,
 )
 from opensora.layers.interfaces import Posterior
+from opensora.layers.slabs import in_slabs, slab_conv, slab_refine, slab_upsample
 from opensora.utils.random import Draws, ReplayDraws
 
 _GROUPS = 32
@@ -34,6 +35,28 @@ def silu(x: Tensor) -> Tensor:
 def add(own: Tensor, other: Tensor) -> Tensor:
     """Add to a tensor that nobody else holds; in place when no gradient is recorded."""
     return own + other if torch.is_grad_enabled() else own.add_(other)
+
+
+def norm_conv(x: Tensor, norm: nn.GroupNorm, conv: BareCausalConv3d) -> Tensor:
+    """Return `conv(silu(norm(x)))`."""
+    return slab_conv(x, conv, norm) if in_slabs(x) else conv(silu(norm(x)))
+
+
+def residual(
+    x: Tensor,
+    norm1: nn.GroupNorm,
+    conv1: CausalConv3d,
+    norm2: nn.GroupNorm,
+    conv2: CausalConv3d,
+    shortcut: CausalConv3d | None,
+) -> Tensor:
+    """Return the sum of a shortcut, None for `x` itself, and two convolutions behind their norms."""
+    if in_slabs(x):
+        h = slab_conv(x, conv1.conv, norm1)
+        return slab_conv(h, conv2.conv, norm2, (x, shortcut and shortcut.conv), out=h)
+    # In one expression, so that each activation is freed as soon as the next exists.
+    h = conv2(silu(norm2(conv1(silu(norm1(x))))))
+    return add(h, x if shortcut is None else shortcut(x))
 
 
 def draw_latents(posterior: Posterior, draws: Draws | ReplayDraws | None) -> Tensor:
@@ -63,9 +86,7 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Shape [B, C, T, H, W] to [B, C', T, H, W]."""
-        # In one expression, so that each activation is freed as soon as the next exists.
-        h = self.conv2(silu(self.norm2(self.conv1(silu(self.norm1(x))))))
-        return add(h, x if self.nin_shortcut is None else self.nin_shortcut(x))
+        return residual(x, self.norm1, self.conv1, self.norm2, self.conv2, self.nin_shortcut)
 
 
 class CausalAttention(nn.Module):
@@ -132,6 +153,11 @@ class Upsample3D(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Shape [B, C, T, H, W] to [B, C, 2T, 2H, 2W]."""
+        if in_slabs(x):
+            block = self.conv3d
+            h = slab_upsample(x, block.conv1.conv)
+            h = slab_conv(h, block.conv2.conv, block.norm1, out=h)
+            return slab_refine(h, block.norm2, x)
         x = repeat(x, "B C T H W -> B C (T t) (H h) (W w)", t=2, h=2, w=2)
         return add(self.conv3d(x), x)
 
@@ -204,7 +230,7 @@ class VideoEncoder(nn.Module):
         x = self.conv_in(x)
         for layer in chain.from_iterable(level.layers() for level in self.down):
             x = layer(x)
-        return self.conv_out(silu(self.norm_out(self.mid(x))))
+        return norm_conv(self.mid(x), self.norm_out, self.conv_out.conv).contiguous()
 
 
 class VideoDecoder(nn.Module):
@@ -250,4 +276,4 @@ class VideoDecoder(nn.Module):
         x = self.mid(self.conv_in(z))
         for layer in chain.from_iterable(level.layers() for level in reversed(self.up)):
             x = layer(x)
-        return self.conv_out(silu(self.norm_out(x)))[:, :, self.surplus :]
+        return norm_conv(x, self.norm_out, self.conv_out)[:, :, self.surplus :].contiguous()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from opensora.layers.causal_conv3d import CausalConv3d
 from opensora.layers.checks import check_length, check_video
 from opensora.layers.interfaces import Posterior, Reconstruction
-from opensora.layers.vae_blocks import add, draw_latents, silu
+from opensora.layers.vae_blocks import draw_latents, norm_conv, residual
 from opensora.registry import MODELS
 from opensora.utils.random import Draws, ReplayDraws
 
@@ -165,8 +165,7 @@ class _ResBlock(nn.Module):
         self.conv3 = None if same else CausalConv3d(in_channels, out_channels, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv2(silu(self.norm2(self.conv1(silu(self.norm1(x))))))
-        return add(h, x if self.conv3 is None else self.conv3(x))
+        return residual(x, self.norm1, self.conv1, self.norm2, self.conv2, self.conv3)
 
 
 def _res_blocks(in_channels: int, out_channels: int, count: int, num_groups: int) -> nn.Sequential:
@@ -206,7 +205,7 @@ class _Encoder(nn.Module):
             x = blocks(x)
             if i < len(self.conv_blocks):
                 x = self.conv_blocks[i](x)
-        return self.conv2(silu(self.norm1(self.res_blocks(x))))
+        return norm_conv(self.res_blocks(x), self.norm1, self.conv2.conv)
 
 
 class _Decoder(nn.Module):
@@ -243,4 +242,4 @@ class _Decoder(nn.Module):
                 x = self.conv_blocks[i - 1](x)
                 if self.temporal_down[i - 1]:
                     x = rearrange(x, "B (C two) T H W -> B C (T two) H W", two=2)
-        return self.conv_out(silu(self.norm1(x)))
+        return norm_conv(x, self.norm1, self.conv_out.conv)

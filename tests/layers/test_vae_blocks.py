@@ -45,12 +45,12 @@ def test_attention_sees_no_later_token_of_the_raster_order() -> None:
         lambda: Upsample3D(32),
     ],
 )
-def test_without_gradients_nothing_but_memory_changes(block: type) -> None:
+def test_without_gradients_nothing_but_memory_and_rounding_changes(block: type) -> None:
     layer, x = block(), torch.randn(2, 32, 3, 4, 2)
     before = x.clone()
     with torch.no_grad():
         fast = layer(x)
-    torch.testing.assert_close(fast, layer(x), atol=0, rtol=0)
+    torch.testing.assert_close(fast, layer(x), atol=2e-5, rtol=1e-5)
     torch.testing.assert_close(x, before, atol=0, rtol=0)
 
 
