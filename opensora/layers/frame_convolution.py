@@ -107,9 +107,10 @@ class TimeFilter:
         kernels = torch.einsum("nt,octhw->nochw", _WEIGHTS, weight)
         self.kernels = [kernel.contiguous(memory_format=torch.channels_last) for kernel in kernels]
         self.padding = padding
+        self.inputs = self.products = weight.new_empty(0, 0)
 
     def __call__(self, frames: Tensor, missing: int, out: Tensor) -> None:
-        """Convolve.
+        """Convolve. Calls of one filter are for frames of one size, and the first is the longest.
 
         Args:
             frames: Those that the outputs see, without the zero frames in front. Shape
@@ -119,12 +120,14 @@ class TimeFilter:
         """
         tiles = len(out) // TILE
         count, size = len(self.kernels), frames.shape[1:]
-        inputs = frames.new_empty(count, tiles, *size)
+        if not len(self.inputs):  # kept between calls: fresh memory costs as much as a transform
+            self.inputs = frames.new_empty(count, tiles, *size)
+            self.products = out.new_empty(count, tiles, *out.shape[1:])
+        inputs, products = self.inputs[:, :tiles], self.products[:, :tiles]
         for i in range(tiles):
             start, stop = TILE * i - missing, TILE * i - missing + count
             seen = frames[max(start, 0) : stop]
             torch.mm(_FRAMES[:, count - len(seen) :], seen.flatten(1), out=inputs[:, i].flatten(1))
-        products = out.new_empty(count, tiles, *out.shape[1:])
         for kernel, given, product in zip(self.kernels, inputs, products, strict=True):
             # Frames with the channels side by side are what [N, C, H, W] in channels-last memory is.
             images = F.conv2d(given.permute(0, 3, 1, 2), kernel, padding=self.padding)

@@ -217,16 +217,19 @@ class _Frames:
     def __init__(self, frames: Tensor, norm: nn.GroupNorm | None) -> None:
         self.source = frames
         self.affine = None if norm is None else _affine(frames, norm)
-        self.last, self.stop = frames[:0], 0
+        self.last = self.spare = frames[:0]
+        self.stop = 0
 
     def take(self, start: int, stop: int) -> Tensor:
         if self.affine is None:
             return self.source[start:stop]
-        frames = self.source.new_empty(stop - start, *self.source.shape[1:])
+        frames = self.spare
+        if len(frames) != stop - start:
+            frames = self.source.new_empty(stop - start, *self.source.shape[1:])
         kept = max(0, self.stop - start)
         frames[:kept] = self.last[len(self.last) - kept :]
         _normalise(self.source[start + kept : stop], *self.affine, frames[kept:])
-        self.last, self.stop = frames, stop
+        self.last, self.spare, self.stop = frames, self.last, stop
         return frames
 
 
