@@ -22,8 +22,10 @@ Statistics = Sequence[float] | Sequence[Sequence[float]]
 class VideoVAE(nn.Module):
     """Causal video autoencoder. Long clips are coded in chunks of frames that know nothing of each other.
 
-    Memory settings (`micro_batch_size`, `micro_batch_size_2d`, tiles) leave results as they are. Chunks do
-    not: the denoiser must be trained and used with the same `micro_frame_size` and `temporal_overlap`.
+    Memory settings (`micro_batch_size`, `micro_batch_size_2d`, tiles) leave results as they are. On the CPU
+    without gradients only the first has an effect: layers take a few frames at a time anyway. Chunks do
+    change results: the denoiser must be trained and used with the same `micro_frame_size` and
+    `temporal_overlap`.
 
     Args:
         latent_channels: Channels of the latents.
