@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import re
 import signal
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -287,3 +288,10 @@ def collate(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _start_worker(worker: int) -> None:
     torch.set_num_threads(1)  # workers share the cores with each other and with the training
+    threading.Thread(target=_end_with_owner, daemon=True).start()
+
+
+def _end_with_owner() -> None:
+    """End this process when the one that it reads for is killed: torch looks at the fork server instead."""
+    multiprocessing.parent_process().join()
+    os._exit(1)

@@ -1,7 +1,10 @@
 """Batches: keys and types, and that workers, processes and interruptions change nothing."""
 
 import os
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -195,3 +198,34 @@ def test_one_size_or_buckets(write_clip, write_table):
         build_buckets(free, config, 2)
     with pytest.raises(ValueError, match="give all three, or a bucket_config"):
         build_buckets(free, None, 2)
+
+
+READING = """
+import time
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+from opensora.datasets.loader import worker_settings
+
+if __name__ == "__main__":
+    batches = iter(DataLoader(TensorDataset(torch.arange(9)), **worker_settings(1)))
+    next(batches)
+    print("reading", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_readers_end_with_the_process_that_they_read_for(tmp_path):
+    """SIGKILL leaves no time to end them; they look for themselves."""
+    psutil = pytest.importorskip("psutil")
+    (tmp_path / "main.py").write_text(READING)
+    place = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, str(tmp_path / "main.py")]
+    process = subprocess.Popen(command, env=place, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "reading\n"
+    readers = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.communicate()
+    _, alive = psutil.wait_procs(readers, timeout=15)
+    for one in alive:
+        one.kill()
+    assert readers and not alive

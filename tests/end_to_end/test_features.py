@@ -48,10 +48,14 @@ def kill_when(processes: list[subprocess.Popen], ready: Callable[[], bool], dela
         time.sleep(0.001)
     time.sleep(delay)
     assert any(process.poll() is None for process in processes), "the extraction was over too early"
+    psutil = pytest.importorskip("psutil")
+    readers = [one for process in processes for one in psutil.Process(process.pid).children(recursive=True)]
     for process in processes:
         process.kill()
     for process in processes:
         process.communicate()
+    _, alive = psutil.wait_procs(readers, timeout=20)
+    assert not alive, "readers outlive the process that they read for"
 
 
 @pytest.fixture(scope="module")
