@@ -31,7 +31,7 @@ _SIDES = {  # (height, width): share of the clips of a mixed collection; a tenth
 
 
 def run() -> Iterator[Measure]:
-    """Measure the planner."""
+    """Measure speed and memory, balance, and lost rows."""
     yield from speed()
     yield from balance()
     yield from lost_rows()

@@ -232,7 +232,7 @@ class Planner:
         return self._filled[1]
 
     @property
-    def merged(self) -> tuple[Starved, ...]:
+    def starved(self) -> tuple[Starved, ...]:
         """Buckets of the last plan that can never fill a batch, and where their clips go."""
         return () if self._filled is None else self._filled[1].starved
 

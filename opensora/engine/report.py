@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 
 from opensora.acceleration.parallel import parallel_state
+from opensora.datasets.assignment import REASONS
+from opensora.datasets.plan_errors import name_of
 from opensora.utils.logging import get_logger
 from opensora.utils.meta_device import meta_device
 
@@ -36,6 +38,8 @@ def report_run(cfg: Mapping[str, Any], make_task: Callable[[Mapping[str, Any]], 
         plan.epoch, plan.num_steps, plan.batches_per_step, data.accumulation, plan.hash,
     )  # fmt: skip
     log("rows: %s", ", ".join(f"{name} {count}" for name, count in plan.counts.items() if count))
+    for line in plan_lines(data):
+        log("%s", line)
     for line in bucket_lines(task, plan):
         log("  %s", line)
 
@@ -64,6 +68,28 @@ def memory_lines(cfg: Mapping[str, Any], total: int, trained: int) -> list[str]:
         f"state per process ({plugin}, {ranks} of them): {sum(parts.values()) / GIB:.2f} GiB, "
         "plus activations"
     )
+    return lines
+
+
+def plan_lines(data: Any) -> list[str]:
+    """Say how evenly a plan keeps processes busy, what it leaves out, and which buckets starve.
+
+    Args:
+        data: The planned `TrainingData`.
+    """
+    plan, buckets = data.plan, data.planner.buckets
+    total = sum(plan.counts[name] for name in REASONS)
+    out = {n: c for n, c in plan.counts.items() if c and n not in ("taken", "used", "repeated")}
+    left = ", ".join(f"{100 * count / total:.1f} % {name}" for name, count in out.items())
+    ranks = data.world_size
+    lines = [
+        f"balance: the slowest of {ranks} processes does {plan.imbalance(ranks):.3f} times the mean work",
+        f"not in this epoch: {left or 'no row'}",
+    ]
+    for entry in data.planner.starved:
+        go = "go on" if entry.home is None else f"become {name_of(buckets, buckets.shapes[entry.home])}"
+        name = name_of(buckets, buckets.shapes[entry.shape])
+        lines.append(f"starved: {name}; its {entry.rows} rows {go}")
     return lines
 
 

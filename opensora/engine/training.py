@@ -133,6 +133,7 @@ def _run(
     is_main = parallel_state().is_main
     folder = Path(broadcast_text(str(make_run_folder(cfg)) if is_main else None))
     data.quarantine.file = folder / "quarantine.jsonl"
+    data.plan_file = folder / "plan.npz"
     task = make_task(cfg)
     modules = task.trainable()
     for module in modules.values():

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ class TrainingData:
             changes.
 
     Attributes:
+        plan_file: Where the main process keeps the plan of the running epoch; None nowhere.
         excluded: As above; may be set until the first epoch ends.
         quarantine: Files that could not be read.
 
@@ -61,6 +63,7 @@ class TrainingData:
         self.dataset = build(DATASETS, fill_in(DATASETS, cfg["dataset"], seed=cfg["seed"]))
         if hasattr(self.dataset, "check"):
             self.dataset.check()
+        self.plan_file: Path | None = None
         self.quarantine = Quarantine(self.dataset.manifest)
         self.excluded = excluded or self.quarantine.excluded
         self.planner = Planner(
@@ -104,6 +107,8 @@ class TrainingData:
         if self.plan.epoch != epoch:
             raise ValueError(f"epoch {epoch} lies behind epoch {self.plan.epoch}, which has been planned.")
         self._check_plan()
+        if self.plan_file is not None and parallel_state().is_main:
+            self.plan.save(self.plan_file)
         self.sampler.start_step = start_step
         batches = iter(self.loader)
         for _ in range(start_step, self.plan.num_steps):

@@ -158,11 +158,11 @@ def check_error(case, message, before, excluded):
 
 
 def ever(planner):
-    """Count the rows that may ever go to each shape, by many draws of small tables."""
+    """Count the rows that may ever go to each shape, by so many draws that each is met."""
     found = np.zeros(len(planner.buckets.shapes), dtype=int)
     assignment = planner._whole
     rows = [set() for _ in found]
-    for epoch in range(12):
+    for epoch in range(200):
         for row, shape in enumerate(assignment.draw(1, epoch).shape.tolist()):
             if shape >= 0:
                 rows[shape].add(row)

@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from opensora.datasets.epoch_plan import EpochPlan
 from opensora.datasets.quarantine import read_quarantine
 from opensora.engine.checkpoint import list_checkpoints, read_state
 from opensora.engine.latent_diffusion import LatentDiffusion
@@ -44,7 +45,10 @@ def test_a_run_folder_holds_all_that_is_promised(one_process):
         "config.py",
         "log.jsonl",
         "loss.png",
+        "plan.npz",
     }
+    plan = EpochPlan.load(one_process / "plan.npz")
+    assert plan.hash == read_state(one_process).data["hash"] and plan.num_steps > 0
     assert [line["step"] for line in read_log(one_process)] == [3, 6, 9, 12]
     assert all({"loss", "lr", "grad_norm_model", "epoch"} <= line.keys() for line in read_log(one_process))
     assert read_state(one_process).epoch >= 1
