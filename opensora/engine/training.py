@@ -108,6 +108,11 @@ def _check(cfg: Any) -> TrainerSettings:
         )
     if cfg["plugin"] not in (None, *PLUGINS):
         raise ValueError(f"plugin={cfg['plugin']!r}: use one of {', '.join(PLUGINS)}.")
+    if "num_images" in cfg["dataset"] and cfg["dataset"]["num_images"]:
+        raise ValueError(
+            f"dataset.num_images={cfg['dataset']['num_images']}: the networks of this version do not read "
+            "images behind clips; set it to 0. Buckets of one frame train on images and videos in turn."
+        )
     if cfg["lora"] is not None:
         raise ValueError(
             f"lora={cfg['lora']!r}: not in this version; set it to None, and choose what is trained with "

@@ -130,6 +130,7 @@ WRONG = {
     "plugin": (["--plugin", "zero3"], "plugin='zero3': use one of none, ddp, zero1, zero2."),
     "sequence": (["--sp-size", "2"], "sp_size=2, plugin=None: sequence parallelism is not in this version"),
     "sequence plugin": (["--plugin", "zero2-seq"], "plugin='zero2-seq': sequence parallelism is not in"),
+    "joint": (["--dataset.num_images", "4"], "the networks of this version do not read images behind clips"),
     "lora": (["--lora", "dict(rank=4)"], "not in this version; set it to None, and choose what is trained"),
     "dtype": (["--dtype", "int8"], "dtype='int8': use one of fp32, bf16, fp16"),
     "attention": (["--attention-backend", "fast"], "attention_backend='fast': use one of auto, math, sdpa"),
