@@ -6,6 +6,7 @@ import runpy
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -87,6 +88,24 @@ def start(*command: str, processes: int = 1, torchrun: bool = False) -> list[sub
     return [subprocess.Popen(whole, env=place | rank, **pipes) for rank in ranks]
 
 
+def kill(processes: list[subprocess.Popen]) -> None:
+    """Kill processes and what they started, with no time to say goodbye.
+
+    What they started holds their pipes open, so it must go too before their output ends.
+    """
+    psutil = pytest.importorskip("psutil")
+    victims = []
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            first = psutil.Process(process.pid)
+            victims += [*first.children(recursive=True), first]
+    for victim in victims:
+        with suppress(psutil.NoSuchProcess):
+            victim.kill()
+    for process in processes:
+        process.communicate(timeout=60)
+
+
 def finish(processes: list[subprocess.Popen], status: int = 0) -> str:
     """Wait for processes and return what they wrote."""
     outputs = [process.communicate(timeout=300)[0] for process in processes]
@@ -97,7 +116,7 @@ def finish(processes: list[subprocess.Popen], status: int = 0) -> str:
 @pytest.fixture(scope="session")
 def scripts() -> SimpleNamespace:
     """Return what starts scripts; tests do not import each other."""
-    parts = (write_table, words, script, here, without, start, finish)
+    parts = (write_table, words, script, here, without, start, kill, finish)
     return SimpleNamespace(**{part.__name__: part for part in parts})
 
 

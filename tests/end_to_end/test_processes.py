@@ -3,7 +3,6 @@
 import importlib.util
 import random
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -132,17 +131,6 @@ def started(run: Path) -> bool:
     return (run / "log.jsonl").exists()
 
 
-def kill(processes: list[subprocess.Popen]) -> None:
-    """Kill processes and what they started, with no time to say goodbye."""
-    psutil = pytest.importorskip("psutil")
-    for process in processes:
-        first = psutil.Process(process.pid)
-        for victim in (*first.children(recursive=True), first):
-            victim.kill()
-    for process in processes:
-        process.communicate()
-
-
 def kill_and_continue(scripts, command: list[str], run: Path, ready, delay: float, torchrun: bool) -> None:
     """Start a run, kill it `delay` seconds after `ready`, and give the same command again."""
     processes = scripts.start(*command, processes=2, torchrun=torchrun)
@@ -150,7 +138,7 @@ def kill_and_continue(scripts, command: list[str], run: Path, ready, delay: floa
         time.sleep(0.001)
     time.sleep(delay)
     assert all(process.poll() is None for process in processes), "the run was over too early"
-    kill(processes)
+    scripts.kill(processes)
     steps = [read_state(path).step for path in list_checkpoints(run)]
     assert STEPS not in steps
     output = scripts.finish(scripts.start(*command, processes=2, torchrun=torchrun))
