@@ -23,6 +23,7 @@ _PRODUCTS = {
     torch.baddbmm: "matmul",
     torch.Tensor.baddbmm: "matmul",
     torch.addmm: "matmul",
+    torch.ops.mkldnn._linear_pointwise: "linear",  # with its activation
     F.conv2d: "convolution",
     F.conv3d: "convolution",
 }
@@ -54,13 +55,15 @@ class BareProducts(TorchFunctionMode):
         kwargs = kwargs or {}
         kind = None if self._inside else _PRODUCTS.get(func)
         if kind is not None:
+            fused = func is torch.ops.mkldnn._linear_pointwise
+            call, inputs = (F.linear, args[:3]) if fused else (func, args)
             self._inside = True  # copying calls torch functions too
             try:
-                copied = [self._copy(x, place) for place, x in enumerate((*args, *kwargs.values()))]
+                copied = [self._copy(x, place) for place, x in enumerate((*inputs, *kwargs.values()))]
             finally:
                 self._inside = False
-            names = dict(zip(kwargs, copied[len(args) :], strict=True))
-            self.calls.append((func, tuple(copied[: len(args)]), names))
+            names = dict(zip(kwargs, copied[len(inputs) :], strict=True))
+            self.calls.append((call, tuple(copied[: len(inputs)]), names))
             self.counts[kind] = self.counts.get(kind, 0) + 1
         return func(*args, **kwargs)
 

@@ -7,9 +7,11 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from opensora.layers.fused import norm_and_turn, reorder
+from opensora.layers.host_attention import host_attention, is_faster
 from opensora.layers.rope import RotaryTable, apply_rotary
 from opensora.layers.transformer import RMSNorm
-from opensora.layers.windows import WindowPlan, partition, reverse
+from opensora.layers.windows import WindowPlan, token_order
 
 BACKENDS = ("auto", "math", "sdpa", "flash")
 
@@ -27,7 +29,8 @@ def attention(
         causal: Whether query i sees keys 0..i only.
         backend: "math" is the explicit product in float32 softmax, "sdpa" torch's kernels, "flash" the
             flash-attn package. "auto" takes flash where it applies (installed, CUDA, half precision, no mask,
-            above 128 tokens, heads of at most 256 channels), else sdpa.
+            above 128 tokens, heads of at most 256 channels), on CPUs the explicit product where that is
+            faster (see `host_attention`), else sdpa.
 
     Returns:
         Shape [B, heads, N, d].
@@ -52,6 +55,8 @@ def attention(
         return _flash_attention(q, k, v, causal)
     if backend == "math":
         return _explicit_attention(q, k, v, mask, causal)
+    if backend == "auto" and is_faster(q, k, mask, causal):
+        return host_attention(q, k, v)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
 
 
@@ -103,38 +108,54 @@ class SelfAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(
-        self, x: Tensor, plan: WindowPlan, rope: list[RotaryTable] | None = None, causal: bool = False
+        self, x: Tensor, plan: WindowPlan, rope: RotaryTable | None = None, causal: bool = False
     ) -> Tensor:
         """Let each token see the tokens of its window.
 
         Args:
             x: Tokens in (T, H, W) order. Shape [B, T * H * W, D].
             plan: How the grid is cut into windows.
-            rope: For each group of the plan the rotary table of its windows, or None.
+            rope: The rotary table of all tokens, in the order of `windows.token_order`, or None.
             causal: Whether a token sees itself and earlier ones of its window only.
 
         Returns:
             Shape [B, T * H * W, D].
         """
-        qkv = self.qkv(x).unflatten(1, plan.grid)  # [B, T, H, W, 3 D]
-        blocks = []
-        for i, group in enumerate(plan.groups):
-            q, k, v = rearrange(
-                partition(qkv, group),
-                "B N (three heads d) -> three B heads N d",
-                three=3,
-                heads=self.num_heads,
-            )
-            table = None if rope is None else rope[i]
-            q, k = self._position(q, self.q_norm, table), self._position(k, self.k_norm, table)
-            out = attention(q, k, v, causal=causal, backend=self.backend)
-            blocks.append(reverse(rearrange(out, "B heads N d -> B N (heads d)"), group))
-        return self.proj(_assemble(blocks, plan).flatten(1, 3))
+        order = token_order(plan, x.device)
+        if order is not None:
+            x = reorder(x, *order)
+        q, k, v = self._heads(self.qkv(x).unflatten(-1, (3, self.num_heads, -1)), rope)
+        out = self.proj(self.attend(q, k, v, plan, causal).flatten(2))
+        return out if order is None else reorder(out, *reversed(order))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, plan: WindowPlan, causal: bool = False) -> Tensor:
+        """Attend within windows that follow each other. Shapes [B, N, heads, d]."""
+        outs, start = [], 0
+        for group in plan.groups:
+            stop = start + group.num_windows * group.num_tokens
+            parts = (t[:, start:stop].reshape(-1, group.num_tokens, *t.shape[2:]) for t in (q, k, v))
+            heads = (part.transpose(1, 2) for part in parts)  # [B windows, heads, tokens, d]
+            out = attention(*heads, causal=causal, backend=self.backend)
+            outs.append(out.transpose(1, 2).reshape(q.shape[0], -1, *q.shape[2:]))
+            start = stop
+        return outs[0] if len(outs) == 1 else torch.cat(outs, dim=1)
+
+    def _heads(self, qkv: Tensor, rope: RotaryTable | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Normalise and turn q and k. Shape [B, N, 3, heads, d] to three of [B, N, heads, d]."""
+        norms = isinstance(self.q_norm, RMSNorm)
+        whole = rope is None or (rope.phases is not None and 2 * rope.phases.shape[-1] == qkv.shape[-1])
+        lean = whole and (self.norm_before_rope or rope is None or not norms)
+        if lean and not torch.compiler.is_compiling():
+            weight = torch.stack((self.q_norm.weight, self.k_norm.weight))[:, None] if norms else None
+            return norm_and_turn(qkv, weight, None if rope is None else rope.phases)
+        q, k, v = qkv.unbind(2)
+        return self._position(q, self.q_norm, rope), self._position(k, self.k_norm, rope), v
 
     def _position(self, x: Tensor, norm: nn.Module, table: RotaryTable | None) -> Tensor:
         if table is None:
             return norm(x)
-        return apply_rotary(norm(x), table) if self.norm_before_rope else norm(apply_rotary(x, table))
+        turn = lambda h: apply_rotary(h.transpose(1, 2), table).transpose(1, 2)  # noqa: E731
+        return turn(norm(x)) if self.norm_before_rope else norm(turn(x))
 
 
 class CrossAttention(nn.Module):
@@ -196,17 +217,6 @@ class CrossAttention(nn.Module):
     def _keys(self, context: Tensor) -> tuple[Tensor, Tensor]:
         kv = self.kv_linear(context)
         return rearrange(kv, "B L (two heads d) -> two B heads L d", two=2, heads=self.num_heads).unbind(0)
-
-
-def _assemble(blocks: list[Tensor], plan: WindowPlan) -> Tensor:
-    """Put the groups' blocks back on the grid. Shape [B, T, H, W, D]."""
-    if len(blocks) == 1:
-        return blocks[0]
-    out = blocks[0].new_empty(blocks[0].shape[0], *plan.grid, blocks[0].shape[-1])
-    for block, group in zip(blocks, plan.groups, strict=True):
-        t, h, w = group.start
-        out[:, t : t + block.shape[1], h : h + block.shape[2], w : w + block.shape[3]] = block
-    return out
 
 
 def _explicit_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:

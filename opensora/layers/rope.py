@@ -3,24 +3,48 @@
 Source: Su et al. 2021, "RoFormer", section 3.4.2. Pairs are interleaved: (x0, x1), (x2, x3), ...
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from opensora.layers.windows import WindowPlan
+
 
 @dataclass
 class RotaryTable:
-    """Cosines and sines of the tokens of one window.
+    """Cosines and sines of tokens.
 
     Args:
         cos: Shape [N, R]: R pairs of each head are turned, the channels behind them stay.
         sin: Same shape.
+        phases: `cos + i sin` where they are float32, for CPUs and GPUs that run one operation at a time.
     """
 
     cos: Tensor
     sin: Tensor
+    phases: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.phases is None and self.cos.dtype == torch.float32:
+            self.phases = torch.complex(self.cos, self.sin)
+
+
+def join_tables(plan: WindowPlan, tables: Sequence[RotaryTable]) -> RotaryTable:
+    """Return the table of all tokens of a grid, in the order of `windows.token_order`.
+
+    Args:
+        plan: How the grid is cut.
+        tables: For each group of the plan the table of one window.
+    """
+    counts = [group.num_windows for group in plan.groups]
+    cos, sin = (
+        torch.cat([getattr(table, name).repeat(n, 1) for n, table in zip(counts, tables, strict=True)])
+        for name in ("cos", "sin")
+    )
+    return RotaryTable(cos, sin)
 
 
 class RotaryEmbedding(nn.Module):
@@ -110,10 +134,14 @@ def apply_rotary(x: Tensor, table: RotaryTable) -> Tensor:
         Same shape and dtype as `x`.
     """
     pairs = table.cos.shape[-1]
-    turned = x[..., : 2 * pairs].to(torch.promote_types(x.dtype, table.cos.dtype)).unflatten(-1, (pairs, 2))
-    even, odd = turned.unbind(-1)
-    cos, sin = table.cos, table.sin
-    turned = torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1).flatten(-2).to(x.dtype)
+    head = x[..., : 2 * pairs].to(torch.promote_types(x.dtype, table.cos.dtype)).unflatten(-1, (pairs, 2))
+    if table.phases is not None and not torch.compiler.is_compiling():
+        turned = torch.view_as_real(torch.view_as_complex(head) * table.phases)
+    else:
+        even, odd = head.unbind(-1)
+        cos, sin = table.cos, table.sin
+        turned = torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1)
+    turned = turned.flatten(-2).to(x.dtype)
     return turned if 2 * pairs == x.shape[-1] else torch.cat((turned, x[..., 2 * pairs :]), dim=-1)
 
 

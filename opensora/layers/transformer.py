@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-NORM_EPS = 1e-6
+from opensora.layers.fused import NORM_EPS, mlp, modulated_norm
 
 
 class RMSNorm(nn.Module):
@@ -44,20 +44,7 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [..., in_dim] to [..., out_dim]."""
-        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
-
-
-def layer_norm(x: Tensor) -> Tensor:
-    """Layer norm without weights over the last axis, eps 1e-6."""
-    return F.layer_norm(x, (x.shape[-1],), eps=NORM_EPS)
-
-
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Return `x (1 + scale) + shift`.
-
-    Source: Peebles and Xie 2023, "DiT", section 3.2 (adaLN).
-    """
-    return torch.addcmul(shift, x, 1 + scale)
+        return mlp(x, self.fc1, self.fc2)
 
 
 class FinalLayer(nn.Module):
@@ -94,10 +81,10 @@ class FinalLayer(nn.Module):
         Returns:
             Shape [B, T, S, num_patch * out_channels].
         """
-        h = modulate(layer_norm(x), *self._modulation(t))
+        h = modulated_norm(x, *self._modulation(t))
         if known is not None:
             source = h if self.twice else x
-            zero = modulate(layer_norm(source), *self._modulation(t_zero))
+            zero = modulated_norm(source, *self._modulation(t_zero))
             h = torch.where(known[:, :, None, None], zero, h)
         return self.linear(h)
 

@@ -8,10 +8,12 @@ kernel applies, and no output is displaced.
 Source: Liu et al. 2021, "Swin Transformer", section 3.2, for the shift by half a window.
 """
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
 
+import torch
 from einops import rearrange
 from torch import Tensor
 
@@ -29,6 +31,11 @@ class WindowGroup:
     start: tuple[int, int, int]
     count: tuple[int, int, int]
     size: tuple[int, int, int]
+
+    @property
+    def num_windows(self) -> int:
+        """Windows in the block."""
+        return self.count[0] * self.count[1] * self.count[2]
 
     @property
     def num_tokens(self) -> int:
@@ -78,34 +85,30 @@ def plan_windows(
     return WindowPlan(tuple(grid), tuple(groups))
 
 
-def partition(x: Tensor, group: WindowGroup) -> Tensor:
-    """Take a group's windows out of a grid.
+@lru_cache(maxsize=256)
+def token_order(plan: WindowPlan, device: torch.device) -> tuple[Tensor, Tensor] | None:
+    """Return the order in which the tokens of each window follow each other, group by group, and its inverse.
 
     Args:
-        x: Shape [B, T, H, W, D].
-        group: One group of the grid's plan.
+        plan: How the grid is cut.
+        device: Where the tables are made; the same tensors for the same arguments.
 
     Returns:
-        Shape [B * windows, tokens, D]; a view where the layout allows.
+        For each new place the old one, and the other way round, int64 [T * H * W] each; None when tokens
+        stay where they are.
     """
+    places = torch.arange(math.prod(plan.grid), device="cpu").view(plan.grid)
+    order = torch.cat([_windows(places, group).flatten() for group in plan.groups])
+    if torch.equal(order, places.flatten()):
+        return None
+    return order.to(device), order.argsort().to(device)
+
+
+def _windows(places: Tensor, group: WindowGroup) -> Tensor:
+    """Take a group's windows out of a grid. Shape [T, H, W] to [windows, tokens]."""
     (t, h, w), (nt, nh, nw), (kt, kh, kw) = group.start, group.count, group.size
-    block = x[:, t : t + nt * kt, h : h + nh * kh, w : w + nw * kw]
-    return rearrange(block, "B (nt kt) (nh kh) (nw kw) D -> (B nt nh nw) (kt kh kw) D", kt=kt, kh=kh, kw=kw)
-
-
-def reverse(windows: Tensor, group: WindowGroup) -> Tensor:
-    """Undo `partition`.
-
-    Args:
-        windows: Shape [B * windows, tokens, D].
-        group: The group they were taken with.
-
-    Returns:
-        The group's block of the grid. Shape [B, t, h, w, D].
-    """
-    (nt, nh, nw), (kt, kh, kw) = group.count, group.size
-    pattern = "(B nt nh nw) (kt kh kw) D -> B (nt kt) (nh kh) (nw kw) D"
-    return rearrange(windows, pattern, nt=nt, nh=nh, nw=nw, kt=kt, kh=kh, kw=kw)
+    block = places[t : t + nt * kt, h : h + nh * kh, w : w + nw * kw]
+    return rearrange(block, "(nt kt) (nh kh) (nw kw) -> (nt nh nw) (kt kh kw)", kt=kt, kh=kh, kw=kw)
 
 
 def _cut(size: int, window: int, shift: bool) -> list[tuple[int, int, int]]:

@@ -11,13 +11,15 @@ from torch import Tensor, nn
 from opensora.acceleration.activation_checkpoint import checkpointed
 from opensora.layers.attention import CrossAttention, SelfAttention
 from opensora.layers.embeddings import PatchEmbed3D, TimestepEmbedder, position_embedding_2d, unpatchify
+from opensora.layers.fused import modulated_norm
 from opensora.layers.interfaces import Injection, inject
-from opensora.layers.rope import RotaryEmbedding, RotaryTable
-from opensora.layers.transformer import FinalLayer, Mlp, layer_norm, modulate
+from opensora.layers.rope import RotaryEmbedding, RotaryTable, join_tables
+from opensora.layers.transformer import FinalLayer, Mlp
 from opensora.layers.windows import WindowPlan, plan_windows
 from opensora.registry import CONDITIONS, MODELS, build, fill_in, register_preset
 
 FINAL_LAYERS = ("v1.3", "once")
+_MOST_SHAPES = 64  # sizes of latents whose tables are kept
 
 
 @dataclass
@@ -35,10 +37,25 @@ class BlockInputs:
 
 @dataclass
 class Geometry:
-    """How one kind of block attends: the windows of the grid and their rotary tables."""
+    """How one kind of block attends: the windows of the grid and the rotary table of its tokens."""
 
     plan: WindowPlan
-    rope: list[RotaryTable] | None
+    rope: RotaryTable | None
+
+
+@dataclass
+class Shape:
+    """What depends on the size of the latents alone, made once per size.
+
+    Args:
+        positions: Position embedding. Shape [1, 1, S, D].
+        spatial: Of spatial blocks.
+        temporal: Of temporal blocks, which take turns.
+    """
+
+    positions: Tensor
+    spatial: Geometry
+    temporal: list[Geometry]
 
 
 class STDiT3Block(nn.Module):
@@ -63,14 +80,14 @@ class STDiT3Block(nn.Module):
         """Update the tokens. Shape [B, T, S, D] in and out."""
         table = (self.scale_shift_table + inputs.modulation)[:, :, :, None]  # [B, T or 1, 6, 1, D]
         shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = table.unbind(2)
-        h = modulate(layer_norm(x), shift_attn, scale_attn).flatten(1, 2)
+        h = modulated_norm(x, shift_attn, scale_attn).flatten(1, 2)
         h = self.attn(h, geometry.plan, geometry.rope).view_as(x)
         x = torch.addcmul(x, gate_attn, h)
         context = inputs.injection
         if context.context is not None:
             null = context.null_context if context.null_frames is not None else None
             x = x + self.cross_attn(x, context.context, context.context_mask, null, context.null_frames)
-        h = self.mlp(modulate(layer_norm(x), shift_mlp, scale_mlp))
+        h = self.mlp(modulated_norm(x, shift_mlp, scale_mlp))
         return torch.addcmul(x, gate_mlp, h)
 
 
@@ -151,6 +168,9 @@ class STDiT3(nn.Module):
         self.shift_window, self.spatial_rope, self.skip_temporal = shift_window, spatial_rope, skip_temporal
         self.compat_bf16, self.round_timestep = compat_bf16, round_timestep
 
+        self._shapes: dict[tuple[Any, ...], Shape] = {}
+        self._shapes_for: tuple[Any, ...] = ()  # dtype, device and frequencies that they were made with
+
         head_dim = hidden_size // num_heads
         self.rope = RotaryEmbedding(head_dim if window_size is None else head_dim // 3)
         self.x_embedder = PatchEmbed3D(self.patch_size, in_channels, hidden_size)
@@ -213,21 +233,21 @@ class STDiT3(nn.Module):
         weight = self.x_embedder.proj.weight
         injection = inject(self.conditions, cond, drop or {})
         grid = tuple(-(-s // p) for s, p in zip(size, self.patch_size, strict=True))
-        scale = self._scale(cond, weight.dtype)
+        shape = self._shape(grid, self._scale(cond, weight.dtype), weight)
 
         h = self.x_embedder(x.to(weight.dtype))
         if injection.channels is not None:
             h = h + injection.channels
-        h = h.unflatten(1, (grid[0], -1)) + self._positions(grid, scale, weight)[:, None]  # [B, T, S, D]
+        h = h.unflatten(1, (grid[0], -1)) + shape.positions  # [B, T, S, D]
 
         time, time_zero = self._embed_time(t, injection.vector, known is not None)
         known = self._known_patches(known, grid[0])
         inputs = BlockInputs(injection, self._modulation(time, time_zero, known))
-        spatial, temporal = self._geometries(grid, scale, weight.dtype)
         for i, block in enumerate(self.spatial_blocks):
-            h = checkpointed(block, h, inputs, spatial)
+            h = checkpointed(block, h, inputs, shape.spatial)
             if not self.skip_temporal:
-                h = checkpointed(self.temporal_blocks[i], h, inputs, temporal[i % len(temporal)])
+                geometry = shape.temporal[i % len(shape.temporal)]
+                h = checkpointed(self.temporal_blocks[i], h, inputs, geometry)
 
         h = self.final_layer(h, time, time_zero, known)
         return unpatchify(h, self.patch_size, size).float()
@@ -238,6 +258,18 @@ class STDiT3(nn.Module):
             sides = sides.bfloat16()
         height, width = sides.double().tolist()
         return math.sqrt(height * width) / self.input_sq_size
+
+    def _shape(self, grid: tuple[int, int, int], scale: float, weight: Tensor) -> Shape:
+        freqs = self.rope.freqs
+        now = (weight.dtype, weight.device, freqs.data_ptr(), freqs._version)
+        if now != self._shapes_for or len(self._shapes) >= _MOST_SHAPES:
+            self._shapes, self._shapes_for = {}, now
+        if (grid, scale) not in self._shapes:
+            with torch.no_grad():
+                positions = self._positions(grid, scale, weight)[:, None]
+                spatial, temporal = self._geometries(grid, scale, weight.dtype)
+            self._shapes[grid, scale] = Shape(positions, spatial, temporal)
+        return self._shapes[grid, scale]
 
     def _positions(self, grid: tuple[int, int, int], scale: float, weight: Tensor) -> Tensor:
         size, dim = grid[1:], self.final_layer.scale_shift_table.shape[1]
@@ -274,19 +306,19 @@ class STDiT3(nn.Module):
     def _geometries(
         self, grid: tuple[int, int, int], scale: float, dtype: torch.dtype
     ) -> tuple[Geometry, list[Geometry]]:
-        """Plans and rotary tables, once per forward pass: of spatial blocks, and of temporal ones in turn."""
+        """Plans and rotary tables of spatial blocks, and of temporal ones in turn."""
         compat = self.compat_bf16 and dtype == torch.bfloat16
         head_dim = self.final_layer.scale_shift_table.shape[1] // self.num_heads
 
         def axial(plan: WindowPlan) -> Geometry:
             tables = [self.rope.axial_table(group.size, scale, head_dim, compat) for group in plan.groups]
-            return Geometry(plan, tables)
+            return Geometry(plan, join_tables(plan, tables))
 
         frame = plan_windows(grid, (1, -1, -1))
         spatial = axial(frame) if self.spatial_rope else Geometry(frame, None)
         if self.window_size is None:
             plan = plan_windows(grid, (-1, 1, 1))
-            return spatial, [Geometry(plan, [self.rope.table(grid[0], compat)])]
+            return spatial, [Geometry(plan, join_tables(plan, [self.rope.table(grid[0], compat)]))]
         shifts = (False, True) if self.shift_window else (False,)
         return spatial, [axial(plan_windows(grid, self.window_size, shift)) for shift in shifts]
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from opensora.layers.attention import CrossAttention, SelfAttention
 from opensora.layers.embeddings import PatchEmbed3D, SizeEmbedder, position_embedding_2d, timestep_embedding
-from opensora.layers.rope import RotaryEmbedding, RotaryTable, apply_rotary
+from opensora.layers.rope import RotaryEmbedding, RotaryTable, apply_rotary, join_tables
 from opensora.layers.transformer import FinalLayer
 from opensora.layers.windows import plan_windows
 from opensora.models.stdit3 import STDiT3
@@ -145,6 +145,7 @@ def run_attention(case: Case, inputs: Tensors, weights: Tensors) -> Tensors:
             rope.axial_table(g.size, scale, dim // heads) if three else rope.table(g.num_tokens)
             for g in plan.groups
         ]
+        tables = join_tables(plan, tables)
     out = module(tokens, plan, tables, causal=config.get("is_causal", False))
     if kernel is None:
         return {"out": out}

@@ -1,12 +1,13 @@
 """Windows: they cover each token once, invert, and equal a brute-force neighbourhood."""
 
 import itertools
+import math
 
 import pytest
 import torch
 
 from opensora.layers.attention import SelfAttention, attention
-from opensora.layers.windows import partition, plan_windows, reverse
+from opensora.layers.windows import plan_windows, token_order
 
 CASES = [
     ((3, 6, 7), (-1, 4, 4), False),
@@ -28,17 +29,19 @@ def window_ids(size: int, window: int, shift: bool) -> list[int]:
 
 
 @pytest.mark.parametrize(("grid", "window", "shift"), CASES)
-def test_groups_cover_each_token_once_and_invert(grid, window, shift):
-    x = torch.arange(2 * grid[0] * grid[1] * grid[2]).view(2, *grid, 1)
-    plan, out, seen = plan_windows(grid, window, shift), torch.full_like(x, -1), 0
+def test_the_order_holds_each_token_once_and_window_by_window(grid, window, shift):
+    plan, places = plan_windows(grid, window, shift), torch.arange(math.prod(grid))
+    found = token_order(plan, torch.device("cpu"))
+    order, inverse = (places, places) if found is None else found
+    assert torch.equal(order[inverse], places)
+    start = 0
     for group in plan.groups:
-        windows = partition(x, group)
-        seen += windows.numel()
-        t, h, w = group.start
-        block = reverse(windows, group)
-        out[:, t : t + block.shape[1], h : h + block.shape[2], w : w + block.shape[3]] = block
-    assert seen == x.numel()
-    assert torch.equal(out, x)
+        (t, h, w), (kt, kh, kw) = group.start, group.size
+        first = places.view(grid)[t : t + kt, h : h + kh, w : w + kw].flatten()
+        assert torch.equal(order[start : start + group.num_tokens], first)
+        start += group.num_windows * group.num_tokens
+    assert start == len(places)
+    assert (found is None) == torch.equal(order, places)
 
 
 @pytest.mark.parametrize(("grid", "window", "shift"), CASES)
