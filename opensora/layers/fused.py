@@ -121,13 +121,13 @@ class _ModulatedNorm(torch.autograd.Function):
 class _NormAndTurn(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, weight: Tensor | None, phases: Tensor | None) -> tuple[Tensor, ...]:
-        h, inverse = qkv[:, :, :2].float(), None
+        h, inverse, own = qkv[:, :, :2].float(), None, qkv.dtype != torch.float32
         if weight is not None:
             inverse = torch.linalg.vector_norm(h, dim=-1, keepdim=True)
             inverse = inverse.square_().div_(h.shape[-1]).add_(NORM_EPS).rsqrt_()  # [B, N, 2, heads, 1]
-            h = (h * inverse).mul_(weight.float())
+            h, own = (h.mul_(inverse) if own else h * inverse).mul_(weight.float()), True
         if phases is not None:
-            h = _turn(h, phases[:, None, None], own=h.data_ptr() != qkv.data_ptr())
+            h = _turn(h, phases[:, None, None], own)
         h = h.to(qkv.dtype)
         ctx.save_for_backward(qkv, weight, phases, inverse)
         return h[:, :, 0], h[:, :, 1], qkv[:, :, 2]

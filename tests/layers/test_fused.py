@@ -1,0 +1,94 @@
+"""Fused steps equal the plain formulas, values and gradients."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from opensora.layers import fused
+from opensora.layers.host_attention import host_attention
+from opensora.layers.rope import RotaryEmbedding, apply_rotary
+
+
+def agree(ours, plain, *inputs, **tolerance):
+    """Compare the results of two functions, and the gradients of all inputs."""
+    outs, grads = [], []
+    for function in (ours, plain):
+        leaves = [x.detach().clone().requires_grad_() for x in inputs]
+        out = function(*leaves)
+        probe = torch.linspace(-1, 1, out.numel()).view_as(out).to(out.dtype)
+        grads.append(torch.autograd.grad((out * probe).sum(), leaves))
+        outs.append(out)
+    torch.testing.assert_close(*outs, **tolerance)
+    for mine, theirs in zip(*grads, strict=True):
+        torch.testing.assert_close(mine, theirs, **tolerance)
+
+
+@pytest.mark.parametrize("frames", [1, 3])
+def test_modulated_norm(frames):
+    torch.manual_seed(0)
+    x, shift, scale = torch.randn(2, 3, 4, 8), torch.randn(2, frames, 1, 8), torch.randn(2, frames, 1, 8)
+    plain = lambda x, shift, scale: F.layer_norm(x, (8,), eps=1e-6) * (1 + scale) + shift  # noqa: E731
+    agree(fused.modulated_norm, plain, x, shift, scale, atol=1e-5, rtol=1e-5)
+    agree(fused.modulated_norm, plain, x[:1], shift[:1, :1], scale[:1, :1], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("turn", [False, True])
+def test_norm_and_turn(norm, turn):
+    torch.manual_seed(0)
+    qkv, weight = torch.randn(2, 5, 3, 2, 12), torch.rand(2, 1, 12) + 0.5
+    table = RotaryEmbedding(12).table(5)
+
+    def ours(qkv, weight):
+        return (
+            torch.stack(fused.norm_and_turn(qkv, weight if norm else None, table.phases if turn else None))
+            + 0 * weight.sum()
+        )
+
+    def plain(qkv, weight):
+        parts = []
+        for i in range(2):
+            h = F.rms_norm(qkv[:, :, i], (12,), weight[i, 0], 1e-6) if norm else qkv[:, :, i]
+            parts.append(apply_rotary(h.transpose(1, 2), table).transpose(1, 2) if turn else h)
+        return torch.stack((*parts, qkv[:, :, 2])) + 0 * weight.sum()
+
+    before = qkv.clone()
+    agree(ours, plain, qkv, weight, atol=1e-5, rtol=1e-5)
+    assert torch.equal(qkv, before)
+
+
+def test_mlp_with_and_without_gradients():
+    torch.manual_seed(0)
+    fc1, fc2, x = nn.Linear(6, 24), nn.Linear(24, 6), torch.randn(2, 700, 6)
+    plain = lambda x, *_: fc2(F.gelu(fc1(x), approximate="tanh"))  # noqa: E731
+    agree(lambda x: fused.mlp(x, fc1, fc2), plain, x, atol=1e-5, rtol=1e-5)
+    grads = []
+    for function in (plain, fused.mlp):
+        fc1.zero_grad(), fc2.zero_grad()
+        function(x, fc1, fc2).square().sum().backward()
+        grads.append([p.grad for p in (*fc1.parameters(), *fc2.parameters())])
+    for mine, theirs in zip(*grads, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-3, rtol=1e-4)
+    with torch.no_grad():
+        torch.testing.assert_close(fused.mlp(x, fc1, fc2), plain(x), atol=1e-5, rtol=1e-5)
+
+
+def test_gelu_over_its_whole_range():
+    x = torch.linspace(-20, 20, 4001)[None]
+    torch.testing.assert_close(fused._gelu(x), F.gelu(x, approximate="tanh"), atol=1e-6, rtol=1e-6)
+
+
+def test_reorder_gathers_both_ways():
+    torch.manual_seed(0)
+    order = torch.randperm(7)
+    for batch in (1, 3):
+        x = torch.randn(batch, 7, 4)
+        agree(lambda x: fused.reorder(x, order, order.argsort()), lambda x: x[:, order], x, atol=0, rtol=0)
+
+
+def test_explicit_attention_in_parts(monkeypatch):
+    torch.manual_seed(0)
+    monkeypatch.setattr("opensora.layers.host_attention._SCORES", 100)  # one of the batch at a time
+    q, k, v = torch.randn(3, 2, 5, 8), torch.randn(3, 2, 7, 8), torch.randn(3, 2, 7, 8)
+    agree(host_attention, F.scaled_dot_product_attention, q, k, v, atol=1e-5, rtol=1e-5)
