@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from opensora.acceleration.block_compile import compilations, compile_blocks
 from opensora.acceleration.parallel import init_distributed, parallel_state, shut_down
 from opensora.datasets.resolutions import image_size
 from opensora.engine.build import Components, build_components, parse_dtype, resolve_run
@@ -69,8 +70,13 @@ def infer(cfg: Mapping[str, Any]) -> list[Path]:
         diffusion.model.to(device, dtype).eval().requires_grad_(False)
         diffusion.place(device, dtype)
         set_attention_backend(diffusion.model, cfg["attention_backend"])
+        if cfg["compile"]:
+            compile_blocks(diffusion.model)
         state = parallel_state()
-        return list(generate(diffusion, requests[state.rank :: state.world_size], cfg))
+        paths = list(generate(diffusion, requests[state.rank :: state.world_size], cfg))
+        if cfg["compile"]:
+            get_logger().info("graphs compiled: %d", compilations())
+        return paths
     finally:
         logger.setLevel(level)
         shut_down()

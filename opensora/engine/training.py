@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from opensora.acceleration.activation_checkpoint import set_activation_checkpoint
+from opensora.acceleration.block_compile import compilations, compile_blocks
 from opensora.acceleration.engine import PLUGINS, build_engine
 from opensora.acceleration.parallel import (
     all_equal,
@@ -26,6 +27,7 @@ from opensora.engine.tracker import Tracker, check_packages
 from opensora.engine.trainer import Trainer, TrainerSettings
 from opensora.engine.training_data import TrainingData
 from opensora.engine.validation import Validation
+from opensora.engine.warm_up import warm_up
 from opensora.layers.attention import set_attention_backend
 from opensora.utils.config import make_run_folder
 from opensora.utils.config_defaults import base_configs
@@ -144,10 +146,14 @@ def _run(
     for module in modules.values():
         set_attention_backend(module, cfg["attention_backend"])
         set_activation_checkpoint(module, cfg["activation_checkpoint"])
+        if cfg["compile"]:
+            compile_blocks(module)
     optimizers = {name: build_optimizer(module, cfg["optimizer"]) for name, module in modules.items()}
     bucket = 4 * cfg["reduce_bucket_size_in_m"]  # MiB of float32
     engine = build_engine(cfg["plugin"], cfg["dtype"], modules, optimizers, reduce_bucket_mib=bucket)
     task.place(engine.device, parse_dtype(cfg["dtype"]))
+    if cfg["compile"]:
+        warm_up(task, engine.device, parse_dtype(cfg["dtype"]), data.planner.buckets.shapes)
     total = settings.total_steps(data.steps_per_epoch)
     schedule = LrSchedule(cfg["optimizer"]["lr"], total, **cfg["lr_schedule"])
     validation = Validation(task, data, cfg["validation"], folder) if cfg["validate_every"] else None
@@ -156,10 +162,13 @@ def _run(
     if start.checkpoint is not None:
         trainer.load(start.checkpoint, from_scratch=start.state is None)
     get_logger().info("run folder %s; %d steps, %d per epoch", folder, total, data.steps_per_epoch)
+    compiled = compilations() if cfg["compile"] else 0
     try:
         state = trainer.fit()
     finally:
         picture = tracker.close()
+    if cfg["compile"]:
+        get_logger().info("recompilations during training: %d", compilations() - compiled)
     get_logger().info("trained to step %d; losses: %s", state.step, picture or "none logged")
     barrier()
     return folder

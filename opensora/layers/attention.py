@@ -87,6 +87,8 @@ class SelfAttention(nn.Module):
         norm_before_rope: False rotates before it normalises, as old weights expect.
     """
 
+    eager_methods = ("to_windows", "attend")  # in compiled blocks: they depend on the grid
+
     def __init__(
         self,
         dim: int,
@@ -121,12 +123,16 @@ class SelfAttention(nn.Module):
         Returns:
             Shape [B, T * H * W, D].
         """
-        order = token_order(plan, x.device)
-        if order is not None:
-            x = reorder(x, *order)
+        x = self.to_windows(x, plan)
         q, k, v = self._heads(self.qkv(x).unflatten(-1, (3, self.num_heads, -1)), rope)
-        out = self.proj(self.attend(q, k, v, plan, causal).flatten(2))
-        return out if order is None else reorder(out, *reversed(order))
+        return self.to_windows(self.proj(self.attend(q, k, v, plan, causal).flatten(2)), plan, back=True)
+
+    def to_windows(self, x: Tensor, plan: WindowPlan, back: bool = False) -> Tensor:
+        """Let the tokens of each window follow each other, or put them back. Shape [B, N, D]."""
+        order = token_order(plan, x.device)
+        if order is None:
+            return x
+        return reorder(x, *(reversed(order) if back else order))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, plan: WindowPlan, causal: bool = False) -> Tensor:
         """Attend within windows that follow each other. Shapes [B, N, heads, d]."""

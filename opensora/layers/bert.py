@@ -48,10 +48,11 @@ class Bert(nn.Module):
         )
 
     @staticmethod
-    def reads(config: Mapping[str, Any]) -> bool:
+    def reads(published: Mapping[str, Any]) -> bool:
         """Return whether a published config is of this form."""
-        form = (config.get("model_type"), config.get("hidden_act"))
-        return form == ("bert", "gelu") and config.get("position_embedding_type", "absolute") == "absolute"
+        form = {"model_type": "bert", "hidden_act": "gelu"}
+        positions = published.get("position_embedding_type", "absolute")
+        return form.items() <= published.items() and positions == "absolute"
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> SimpleNamespace:
         """Encode tokens.

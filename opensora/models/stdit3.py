@@ -68,6 +68,8 @@ class STDiT3Block(nn.Module):
         qk_norm: Whether q and k are normalised.
     """
 
+    compile_alone = True
+
     def __init__(self, hidden_size: int, num_heads: int, mlp_ratio: float, qk_norm: bool) -> None:
         super().__init__()
         self.attn = SelfAttention(hidden_size, num_heads, qk_norm=qk_norm)
