@@ -1,4 +1,4 @@
-"""Steps of a transformer block that keep little for the backward pass and make few passes over memory.
+"""Steps of a transformer block that keep little for the backward pass and pass over memory few times.
 
 Each is exact: the same formula as the plain operations, in the same or a higher precision. Inside a compiled
 block the plain operations run instead, because the compiler fuses them itself.
