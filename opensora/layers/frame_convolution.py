@@ -25,16 +25,16 @@ def _matrices() -> tuple[Tensor, Tensor, Tensor]:
     frames = torch.zeros(count + 1, count + 1, dtype=torch.float64, device="cpu")
     taps = torch.zeros(count + 1, _TAPS, dtype=torch.float64, device="cpu")
     for i in range(count + 1):
-        others = points[torch.arange(count) != i]
+        others = points[torch.arange(count, device="cpu") != i]
         # Coefficients of the polynomial whose roots are the others, lowest power first.
         polynomial = torch.ones(1, dtype=torch.float64, device="cpu")
         for root in others:
             polynomial = F.pad(polynomial, (1, 0)) - root * F.pad(polynomial, (0, 1))
         frames[i, : len(polynomial)] = polynomial
         if i < count:
-            taps[i] = points[i] ** torch.arange(_TAPS) / (points[i] - others).prod()
+            taps[i] = points[i] ** torch.arange(_TAPS, device="cpu") / (points[i] - others).prod()
     taps[-1, -1] = 1.0
-    products = F.pad(points ** torch.arange(TILE)[:, None], (0, 1))
+    products = F.pad(points ** torch.arange(TILE, device="cpu")[:, None], (0, 1))
     products[-1, -1] = 1.0
     return frames.float(), taps.float(), products.float()
 
