@@ -456,7 +456,10 @@ def _replace(
     temporary = {file: file.with_name(f".{file.name}.{os.getpid()}.tmp") for file in writes}
     try:
         for file, write in writes.items():
+            temporary[file].touch()
+            mode = temporary[file].stat().st_mode  # safetensors would let only its own user read
             write(temporary[file])
+            temporary[file].chmod(mode)
             flush_to_disk(temporary[file])
         for file in before:
             file.unlink(missing_ok=True)

@@ -322,6 +322,12 @@ def test_shards_and_their_index(tmp_path):
     assert not path.exists() and same(read_state_dict(tmp_path), more)
 
 
+def test_others_may_read_what_they_may_read_of_new_files(tmp_path):
+    (tmp_path / "new").touch()
+    save_safetensors({"a": torch.ones(2)}, tmp_path / "a.safetensors")
+    assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "new").stat().st_mode
+
+
 @pytest.mark.parametrize("shards", [None, 80])
 @pytest.mark.parametrize("fails_at", ["save_file", "flush_to_disk"])
 def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch, shards, fails_at):
