@@ -14,6 +14,7 @@ from opensora.datasets.manifest import Manifest
 
 _MOST_REPLACED = 0.01  # of the samples so far
 _FIRST_SAMPLES = 100  # before them the share says nothing
+_SHOWN = 3  # reasons in an error
 
 
 class Quarantine:
@@ -38,6 +39,7 @@ class Quarantine:
         self.file: Path | None = None
         self.samples = self.replaced = 0
         self.rows: set[int] = set()
+        self._reasons: list[str] = []  # the latest
 
     def excluded(self) -> np.ndarray:
         """Return the rows that later epochs leave out. int64, shape [E]."""
@@ -65,22 +67,28 @@ class Quarantine:
         )
         samples, replaced, failed, any_lost = (round(n) for n in counts.tolist())
         self.samples, self.replaced = self.samples + samples, self.replaced + replaced
-        if not failed and not any_lost:
-            return
+        if failed or any_lost:
+            self._hear(failures, lost, epoch)
+        if self.samples >= _FIRST_SAMPLES and self.replaced > _MOST_REPLACED * self.samples:
+            raise ValueError(
+                f"{self.replaced} of {self.samples} samples could not be read, more than "
+                f"{_MOST_REPLACED:.0%}. Mend or remove these files: {' '.join(self._reasons)}{self._where()}"
+            )
+
+    def _hear(self, failures: Sequence[tuple[int, str]], lost: str, epoch: int) -> None:
+        """Tell all processes what this one met, and write what is new."""
         told = [json.loads(text) for text in gather_texts(json.dumps([failures, lost]))]
         fresh = {row: reason for part, _ in told for row, reason in part if row not in self.rows}
         self.rows |= fresh.keys()
         self._write([self._line(row, reason, epoch) for row, reason in fresh.items()])
-        where = "" if self.file is None else f" All are in {self.file}."
+        reasons = dict.fromkeys(reason for part, _ in told for _, reason in part)
+        self._reasons = [*self._reasons, *reasons][-_SHOWN:]
         reason = next((lost for _, lost in told if lost), "")
         if reason:
-            raise ValueError(f"{reason}{where}")
-        if self.samples >= _FIRST_SAMPLES and self.replaced > _MOST_REPLACED * self.samples:
-            shown = " ".join(dict.fromkeys(reason for part, _ in told for _, reason in part[-3:]))
-            raise ValueError(
-                f"{self.replaced} of {self.samples} samples could not be read, more than "
-                f"{_MOST_REPLACED:.0%}. Mend or remove these files: {shown}{where}"
-            )
+            raise ValueError(f"{reason}{self._where()}")
+
+    def _where(self) -> str:
+        return "" if self.file is None else f" All are in {self.file}."
 
     def state(self) -> dict[str, Any]:
         """Return the account as JSON; the same on all processes."""

@@ -54,7 +54,7 @@ def table(write_clip, write_table, tmp_path):
     return write_table("path,text,num_frames,height,width", *lines)
 
 
-@pytest.mark.parametrize("reads, most", [(900, 5e6), pytest.param(3000, 1e6, marks=pytest.mark.slow)])
-def test_workers_do_not_grow(table, reads, most):
-    """In 100 clips by less than 1 MB; the short form sees a lost frame per clip, which is 7 MB."""
-    assert max(growth(table, reads)) * 100 < most
+@pytest.mark.slow  # fewer reads are not enough: the allocator settles slowly
+def test_workers_do_not_grow(table):
+    """In 100 clips by less than 1 MB."""
+    assert max(growth(table, 3000)) * 100 < 1e6

@@ -56,15 +56,22 @@ def test_the_state_goes_on(quarantine):
 
 
 def test_too_many_stop_the_run_in_one_line(quarantine):
-    quarantine.take(50, 5, [(n, f"{n}.mp4: bad") for n in range(5)], epoch=0)  # early, a share says nothing
+    quarantine.take(50, 5, [(n, f"{n}.mp4: bad.") for n in range(5)], epoch=0)  # early, a share says nothing
     quarantine.take(450, 0, [], epoch=0)
     with pytest.raises(ValueError) as error:
         quarantine.take(50, 1, [(9, "9.mp4: bad.")], epoch=0)
     assert str(error.value) == (
-        "6 of 550 samples could not be read, more than 1%. Mend or remove these files: 9.mp4: bad. "
+        "6 of 550 samples could not be read, more than 1%. Mend or remove these files: "
+        "3.mp4: bad. 4.mp4: bad. 9.mp4: bad. "
         f"All are in {quarantine.file}."
     )
     assert [line["row"] for line in read_quarantine(quarantine.file)] == [0, 1, 2, 3, 4, 9]
+
+
+def test_what_was_met_early_counts_when_the_share_says_something(quarantine):
+    quarantine.take(60, 2, [(1, "1.mp4: bad."), (2, "2.mp4: bad.")], epoch=0)
+    with pytest.raises(ValueError, match="2 of 100 samples.*these files: 1.mp4: bad. 2.mp4: bad."):
+        quarantine.take(40, 0, [], epoch=0)
 
 
 def test_a_lost_batch_stops_the_run(quarantine):
