@@ -52,27 +52,24 @@ def main() -> None:
         "--nproc_per_node",
         str(processes),
     ]
-    common = ["--data-path", str(table), "--outputs", str(args.folder)]
-    say("1/5 autoencoder")
-    run([*launch, "scripts/train_vae.py", str(CONFIGS / "demo_vae.py"), *common])
-    vae = args.folder / "vae"
+    data, outputs = ["--data-path", str(table)], ["--outputs", str(args.folder)]
+    say("1/6 autoencoder")
+    run([*launch, "scripts/train_vae.py", str(CONFIGS / "demo_vae.py"), *data, *outputs])
     statistics = latent_statistics(args.folder, table)
-    say("2/5 denoiser, stopped once by SIGKILL on purpose")
-    train = [
-        *launch,
-        "scripts/train.py",
-        str(CONFIGS / "demo.py"),
-        *common,
-        "--vae.from_pretrained",
-        str(vae),
-        *statistics,
-    ]
+    trained_vae = ["--vae.from_pretrained", str(args.folder / "vae"), *statistics]
+    say("2/6 latents and captions, computed once")
+    denoiser, features = str(CONFIGS / "demo.py"), str(args.folder / "features")
+    extract = [sys.executable, "scripts/extract_features.py", denoiser, *data, *trained_vae]
+    run([*extract, "--save-dir", features])
+    say("3/6 denoiser, stopped once by SIGKILL on purpose")
+    cached = ["--dataset", repr({"type": "FeatureDataset", "data_path": features})]
+    train = [*launch, "scripts/train.py", denoiser, *cached, *outputs, *trained_vae]
     kill_once(train, args.folder / "stdit3")
-    say("3/5 denoiser, continued")
+    say("4/6 denoiser, continued")
     run(train)
-    say("4/5 videos from prompts")
+    say("5/6 videos from prompts")
     samples = generate(args.folder, statistics)
-    say("5/5 what it learned")
+    say("6/6 what it learned")
     figures = measure(args.folder, samples)
     draw(args.folder, samples)
     print(f"nearest to its own scene: {figures['nearest to own group']} of {figures['of']} generated clips")
@@ -135,7 +132,7 @@ def prepare_clips(folder: Path) -> Path:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    say(f"0/5 {len(rows)} clips of {len(SCENES)} scenes in {table}")
+    say(f"0/6 {len(rows)} clips of {len(SCENES)} scenes in {table}")
     return table
 
 
