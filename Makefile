@@ -24,7 +24,7 @@ test: setup ## the fast tests, ARGS='tests/models -k name'
 	$(BIN)/python -m pytest -q --durations=10 -n 2 --dist loadfile $(ARGS)
 
 test-slow: setup ## the slow tests
-	$(BIN)/python -m pytest -q --durations=10 -m slow $(ARGS) || { code=$$?; test $$code -eq 5; }
+	$(BIN)/python -m pytest -q --durations=10 -m slow -n 2 --dist loadfile $(ARGS) || { code=$$?; test $$code -eq 5; }
 
 check: setup ## lint, format, and the rules of the architecture
 	$(BIN)/ruff check .
