@@ -1,6 +1,7 @@
 """Frame index: which frame of a file is shown when, and where decoding can start."""
 
 import os
+import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 from fractions import Fraction
@@ -12,6 +13,7 @@ from opensora.datasets.reading import Deadline, open_video, video_stream
 UNKNOWN_FPS = 24.0  # of a file that does not say
 
 _CACHED_FRAMES = 1 << 20  # the indices that a process keeps, in frames of 8 bytes each
+_WORTH = 128  # frames: what an index takes besides them
 _MOST_FRAMES = 1 << 23  # of a file: three days of video; more is no clip
 
 
@@ -34,7 +36,31 @@ class FrameIndex:
     time_base: Fraction
 
 
-_indices: OrderedDict[tuple[str, int, int], FrameIndex] = OrderedDict()
+class _Cache:
+    """The indices that were used last, as many as fit. Threads share it: tables are probed by several."""
+
+    def __init__(self) -> None:
+        self._indices: OrderedDict[tuple[str, int, int], FrameIndex] = OrderedDict()
+        self._lock = threading.Lock()
+        self._size = 0
+
+    def get(self, key: tuple[str, int, int]) -> FrameIndex | None:
+        with self._lock:
+            if key not in self._indices:
+                return None
+            self._indices.move_to_end(key)
+            return self._indices[key]
+
+    def put(self, key: tuple[str, int, int], index: FrameIndex) -> None:
+        with self._lock:
+            if key not in self._indices:
+                self._indices[key] = index
+                self._size += len(index.pts) + _WORTH
+            while len(self._indices) > 1 and self._size > _CACHED_FRAMES:
+                self._size -= len(self._indices.popitem(last=False)[1].pts) + _WORTH
+
+
+_cache = _Cache()
 
 
 def frame_index(path: str, deadline: Deadline) -> FrameIndex:
@@ -45,12 +71,11 @@ def frame_index(path: str, deadline: Deadline) -> FrameIndex:
     """
     status = os.stat(path)
     key = (path, status.st_mtime_ns, status.st_size)
-    if key not in _indices:
-        _indices[key] = _make_index(path, deadline)
-    _indices.move_to_end(key)
-    while len(_indices) > 1 and sum(len(index.pts) for index in _indices.values()) > _CACHED_FRAMES:
-        _indices.popitem(last=False)
-    return _indices[key]
+    index = _cache.get(key)
+    if index is None:
+        index = _make_index(path, deadline)
+        _cache.put(key, index)
+    return index
 
 
 def _make_index(path: str, deadline: Deadline) -> FrameIndex:

@@ -288,6 +288,8 @@ def collate(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _start_worker(worker: int) -> None:
     torch.set_num_threads(1)  # workers share the cores with each other and with the training
+    # Ctrl-C reaches the whole group. The training ends its step and saves; its readers must outlast that.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_owner, daemon=True).start()
 
 

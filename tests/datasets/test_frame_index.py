@@ -1,7 +1,8 @@
 """The index of a file: exact, cached, bounded; and what happens when it does not fit the file."""
 
 import dataclasses
-from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 
 import av
 import numpy as np
@@ -16,7 +17,7 @@ B_FRAMES = {"bf": "2", "preset": "veryfast"}
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch):
-    monkeypatch.setattr(frame_index, "_indices", OrderedDict())
+    monkeypatch.setattr(frame_index, "_cache", frame_index._Cache())
 
 
 @pytest.fixture
@@ -87,10 +88,25 @@ def test_index_is_cached_and_bounded(write_clip, monkeypatch):
     assert len(made) == 1
     write_clip(num_frames=25)  # the same path, another file
     assert probe(path).num_frames == 25
-    monkeypatch.setattr(frame_index, "_CACHED_FRAMES", 50)
+    monkeypatch.setattr(frame_index, "_CACHED_FRAMES", 2 * (20 + frame_index._WORTH))
     for i in range(5):
         probe(write_clip(f"{i}.mp4", num_frames=20))
-    assert len(frame_index._indices) == 2
+    assert len(frame_index._cache._indices) == 2
+
+
+def test_threads_share_the_cache(monkeypatch):
+    monkeypatch.setattr(frame_index, "_CACHED_FRAMES", 20 * (3 + frame_index._WORTH))
+    cache = frame_index._Cache()
+
+    def use(thread):
+        for i in range(3000):
+            key = (f"{i % 60}", thread, 0)
+            if cache.get(key) is None:
+                cache.put(key, frame_index.FrameIndex(np.arange(3), [0], True, 24.0, Fraction(1, 24)))
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(use, range(8)))
+    assert len(cache._indices) == 20 and cache._size == 20 * (3 + frame_index._WORTH)
 
 
 def test_a_file_with_too_many_frames_is_no_clip(write_clip, monkeypatch):

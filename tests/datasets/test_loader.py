@@ -1,6 +1,7 @@
 """Batches: keys and types, and that workers, processes and interruptions change nothing."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -110,6 +111,18 @@ def quick(monkeypatch):
     """Look at readers often, and give them little time."""
     monkeypatch.setattr(loading, "_LOOK_EVERY_S", 1)
     monkeypatch.setattr(loading, "_GRACE_S", 0.5)
+
+
+def test_readers_outlast_ctrl_c(make_loader):
+    """It reaches the whole group of processes; the training still ends its step and saves."""
+    expected = list(make_loader()[0])
+    loader, _ = make_loader(2)
+    batches = iter(loader)
+    found = [next(batches)]
+    for reader in loader._loader._iterator._workers:
+        os.kill(reader.pid, signal.SIGINT)
+    found += batches
+    assert same(found, expected)
 
 
 class Losing(VideoDataset):
