@@ -97,11 +97,12 @@ def token_order(plan: WindowPlan, device: torch.device) -> tuple[Tensor, Tensor]
         For each new place the old one, and the other way round, int64 [T * H * W] each; None when tokens
         stay where they are.
     """
-    places = torch.arange(math.prod(plan.grid), device="cpu").view(plan.grid)
-    order = torch.cat([_windows(places, group).flatten() for group in plan.groups])
-    if torch.equal(order, places.flatten()):
-        return None
-    return order.to(device), order.argsort().to(device)
+    with torch.inference_mode(False):  # the tables outlive the mode, and training reads them too
+        places = torch.arange(math.prod(plan.grid), device="cpu").view(plan.grid)
+        order = torch.cat([_windows(places, group).flatten() for group in plan.groups])
+        if torch.equal(order, places.flatten()):
+            return None
+        return order.to(device), order.argsort().to(device)
 
 
 def _windows(places: Tensor, group: WindowGroup) -> Tensor:

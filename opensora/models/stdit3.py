@@ -263,11 +263,12 @@ class STDiT3(nn.Module):
 
     def _shape(self, grid: tuple[int, int, int], scale: float, weight: Tensor) -> Shape:
         freqs = self.rope.freqs
-        now = (weight.dtype, weight.device, freqs.data_ptr(), freqs._version)
+        version = 0 if freqs.is_inference() else freqs._version
+        now = (weight.dtype, weight.device, freqs.data_ptr(), version)
         if now != self._shapes_for or len(self._shapes) >= _MOST_SHAPES:
             self._shapes, self._shapes_for = {}, now
         if (grid, scale) not in self._shapes:
-            with torch.no_grad():
+            with torch.inference_mode(False), torch.no_grad():  # training reads the tables too
                 positions = self._positions(grid, scale, weight)[:, None]
                 spatial, temporal = self._geometries(grid, scale, weight.dtype)
             self._shapes[grid, scale] = Shape(positions, spatial, temporal)

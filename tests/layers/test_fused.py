@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from opensora.layers import fused
-from opensora.layers.host_attention import host_attention
+from opensora.layers.host_attention import host_attention, is_faster
 from opensora.layers.rope import RotaryEmbedding, apply_rotary
 
 
@@ -87,8 +87,29 @@ def test_reorder_gathers_both_ways():
         agree(lambda x: fused.reorder(x, order, order.argsort()), lambda x: x[:, order], x, atol=0, rtol=0)
 
 
-def test_explicit_attention_in_parts(monkeypatch):
+@pytest.mark.parametrize("scores", [1, 80, 110, 250, 1000])  # a head of one sample has 35, a sample 105
+def test_explicit_attention_in_parts(scores, monkeypatch):
     torch.manual_seed(0)
-    monkeypatch.setattr("opensora.layers.host_attention._SCORES", 100)  # one of the batch at a time
-    q, k, v = torch.randn(3, 2, 5, 8), torch.randn(3, 2, 7, 8), torch.randn(3, 2, 7, 8)
+    monkeypatch.setattr("opensora.layers.host_attention._SCORES", scores)
+    q, k, v = torch.randn(5, 3, 5, 8), torch.randn(5, 3, 7, 8), torch.randn(5, 3, 7, 8)
+    sizes, softmax = [], torch.Tensor.softmax
+    monkeypatch.setattr(torch.Tensor, "softmax", lambda x, dim: sizes.append(x.numel()) or softmax(x, dim))
     agree(host_attention, F.scaled_dot_product_attention, q, k, v, atol=1e-5, rtol=1e-5)
+    assert sum(sizes) == 2 * 5 * 105  # forward, and again for the backward pass
+    assert max(sizes) <= max(scores, 35)
+
+
+def test_explicit_attention_leaves_long_sequences_to_the_fused_kernel(monkeypatch):
+    monkeypatch.setattr("opensora.layers.host_attention._multiplies_bf16", lambda: True)
+    tokens = lambda count: torch.empty(1, 1, count, 8, dtype=torch.bfloat16)  # noqa: E731
+    assert is_faster(tokens(2048), tokens(2048), None, False)
+    assert is_faster(tokens(60_000), tokens(64), None, False)
+    assert not is_faster(tokens(2049), tokens(2048), None, False)
+
+
+def test_explicit_attention_in_bfloat16_with_sharp_scores():
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 6, 256, 64).mul(scale).bfloat16() for scale in (4, 4, 1))
+    exact = F.scaled_dot_product_attention(q.double(), k.double(), v.double())
+    error = (host_attention(q, k, v) - exact).square().mean().sqrt() / exact.square().mean().sqrt()
+    assert error < 0.03

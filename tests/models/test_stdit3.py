@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from opensora.acceleration.activation_checkpoint import set_activation_checkpoint
+from opensora.layers.windows import token_order
 from opensora.models.stdit3 import STDiT3
 from opensora.registry import MODELS, build
 
@@ -181,6 +182,20 @@ def test_activation_checkpointing_leaves_gradients_alone():
         model(x, t, cond).square().mean().backward()
         grads.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
     assert torch.equal(*grads)
+
+
+@pytest.mark.parametrize("window", [None, (-1, 2, 2)])
+def test_training_after_inference_mode_at_the_same_size(window):
+    token_order.cache_clear()
+    model = published_model(window_size=window, spatial_rope=window is not None)
+    x, t, cond = published_inputs()[:3]
+    with torch.inference_mode():
+        inferred = model(x, t, cond)
+        published_model()(x, t, cond)  # made in this mode too
+    out = model(x, t, cond)
+    torch.testing.assert_close(out, inferred, atol=1e-5, rtol=1e-5)
+    out.square().mean().backward()
+    assert model.temporal_blocks[0].attn.qkv.weight.grad.any()
 
 
 def test_new_temporal_blocks_and_references_have_no_effect():
