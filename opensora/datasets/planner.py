@@ -27,6 +27,7 @@ from opensora.datasets.buckets import Buckets, ClipIndex
 from opensora.datasets.epoch_plan import EpochPlan
 from opensora.datasets.plan_errors import Situation, explain_dropped, explain_empty_plan, explain_starved
 from opensora.datasets.steps import Lines, arrange, kept_batches, line_up, pad_steps, take
+from opensora.utils.logging import get_logger
 
 REMAINDERS = ("carry", "pad")
 STARVED_RULES = ("error", "merge", "drop")
@@ -129,7 +130,9 @@ class Planner:
 
         Each row is used at most once, unless rows are repeated to fill batches. Rows that fill no batch, and
         batches that fill no step, are carried over: they keep their shape and go first in the next epoch. No
-        row is cut twice while its shape has a batch in the plan. The batches of a step cost about the same.
+        row is cut twice while its shape has a batch in the plan, but for one case: if the full batches would
+        fill a step, and none fits around the rows that were cut before, some of these are cut again, and a
+        warning says so. The batches of a step cost about the same.
 
         Args:
             epoch: Epoch, from 0.
@@ -159,7 +162,7 @@ class Planner:
         batch_size = np.array([max(1, s.batch_size) for s in self.buckets.shapes])
         lines = line_up(shape, carried[:, 0], len(batch_size), self.seed, epoch)
         situation = Situation(self.columns, self.buckets, table, lines.count, n, self.frame_interval)
-        number = self._batches(lines.count, carried, batch_size, assignment)
+        number = self._batches(epoch, lines.count, carried, batch_size, assignment)
         if len(number) == 0 or (self.rules.remainder == "carry" and len(number) < n):
             raise ValueError(explain_empty_plan(situation))
         kept = np.bincount(number, minlength=len(batch_size))
@@ -266,7 +269,12 @@ class Planner:
         return carried[open_shapes & ~np.isin(carried[:, 0], excluded)]
 
     def _batches(
-        self, count: np.ndarray, carried: np.ndarray, batch_size: np.ndarray, assignment: Assignment
+        self,
+        epoch: int,
+        count: np.ndarray,
+        carried: np.ndarray,
+        batch_size: np.ndarray,
+        assignment: Assignment,
     ) -> np.ndarray:
         """Return the shape of each batch of the epoch, ascending. Shape [K]."""
         if self.rules.remainder == "pad":
@@ -276,7 +284,15 @@ class Planner:
         owed = -(-np.bincount(carried[carried[:, 2] > 0, 1], minlength=len(count)) // batch_size)
         # Excluded rows may leave too few to ever fill the batches that are owed.
         owed = np.minimum(owed, np.maximum(full, assignment.eligible // batch_size))
-        kept = kept_batches(full, owed, waiting / batch_size, self.batches_per_step)
+        n = self.batches_per_step
+        kept = kept_batches(full, owed, waiting / batch_size, n)
+        if not kept.any() and full.sum() >= n:
+            get_logger().warning(
+                "Epoch %d: clips that were left over before take %d batches. With them, the %d full batches "
+                "fill no step of %d, so some of these clips are left over again.",
+                *(epoch, owed.sum(), full.sum(), n),
+            )
+            kept = kept_batches(full, np.zeros_like(owed), waiting / batch_size, n)
         return np.repeat(np.arange(len(count)), kept)
 
     def _check_starved(self, found: Assignment, excluded: np.ndarray) -> None:

@@ -109,6 +109,30 @@ def test_left_over_batches_are_not_left_over_again():
         assert left <= set(rows_of(plan))
 
 
+def test_clips_left_over_before_never_end_a_run(caplog):
+    """Of four shapes, so many batches can be owed that no step of 8 fits around them; then some wait again."""
+    again = 0
+    for seed in range(40):
+        sides = np.array([(300, 300), (300, 400), (400, 300), (300, 533)])
+        height, width = sides[np.random.default_rng(seed).integers(0, 4, 64)].T
+        buckets = Buckets({"256": {17: (1.0, 4)}})
+        planner = Planner("table", (np.full(64, 40), height, width), buckets, 8, seed, rules=FREE)
+        plan = planner.plan(0)
+        for epoch in range(1, 6):
+            caplog.clear()
+            owed = plan.carry[plan.carry[:, 2] > 0, 0]
+            plan = planner.plan(epoch, plan.carry)
+            assert plan.num_steps >= 1 and len(set(rows_of(plan))) == len(rows_of(plan))
+            sizes = {tuple(size) for size in plan.sizes.tolist()}
+            has_batch = np.array([shape[2:5] in sizes for shape in buckets.shapes])
+            cut = plan.carry[has_batch[plan.carry[:, 1]], 0]
+            is_said = "so some of these clips are left over again" in caplog.text
+            assert is_said or not np.isin(cut, owed).any()
+            again += is_said
+            assert planner.plan(epoch, plan.carried).hash == plan.hash  # as when resumed
+    assert 0 < again < 150
+
+
 def test_left_over_clips_keep_their_bucket():
     """They were drawn once; a second draw would lose some of them."""
     columns = table(4, 200)
