@@ -8,9 +8,11 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from itertools import islice
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -78,7 +80,7 @@ def build_dataloader(
     """Make the loader of a run. Its batches do not depend on the number of workers.
 
     Args:
-        dataset: Takes a `ClipIndex`; if it has `replacements`, they are set to the sampler's.
+        dataset: Takes a `ClipIndex`; if it has `replacements`, they are set to rows of the sampler's plan.
         sampler: Yields lists of `ClipIndex`.
         num_workers: Processes that read; 0 reads in this one.
         prefetch_factor: Batches that each worker reads ahead; None is torch's default.
@@ -90,7 +92,7 @@ def build_dataloader(
         yields the next epoch.
     """
     if hasattr(dataset, "replacements"):
-        dataset.replacements = sampler.planner.same_shape
+        dataset.replacements = partial(sampler.planner.same_shape, excluded=sampler.plan.excluded)
     return BatchLoader(dataset, sampler, num_workers, prefetch_factor, torch.device(device).type == "cuda")
 
 
@@ -102,7 +104,7 @@ class BatchLoader:
 
     Args:
         dataset: Takes a `ClipIndex`.
-        sampler: Yields lists of `ClipIndex`; `len` is how many.
+        sampler: Yields lists of `ClipIndex` of its plan; `len` is how many.
         num_workers: Processes that read.
         prefetch_factor: Batches that each of them reads ahead.
         pin_memory: Put batches into pinned memory.
@@ -122,6 +124,7 @@ class BatchLoader:
         self.dataset, self.sampler, self.num_workers = dataset, sampler, num_workers
         self.prefetch_factor, self.pin_memory = prefetch_factor, pin_memory
         self._rest = _Rest(sampler)
+        self._excluded = sampler.plan.excluded
         self._loader: DataLoader | None = None
         self._lost = 0
 
@@ -132,6 +135,7 @@ class BatchLoader:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Yield the batches of a pass."""
         done, self._rest.skip = 0, 0
+        self._follow_plan()
         while True:
             self._loader = self._loader or self._start()
             batches = iter(self._loader)
@@ -143,6 +147,15 @@ class BatchLoader:
             except _ReaderLostError:
                 self._loader = batches = None  # ends all readers; the new ones pass over the lost file
                 self._rest.skip = done
+
+    def _follow_plan(self) -> None:
+        """Let no row stand in for another that the running plan excludes."""
+        if np.array_equal(self._excluded, self.sampler.plan.excluded):
+            return
+        self._excluded = self.sampler.plan.excluded
+        if getattr(self.dataset, "replacements", None) is not None:
+            self.dataset.replacements = partial(self.sampler.planner.same_shape, excluded=self._excluded)
+            self._loader = None  # readers have a copy of the dataset: new ones have this
 
     def _start(self) -> DataLoader:
         workers = worker_settings(self.num_workers, self.prefetch_factor)

@@ -19,7 +19,6 @@ from opensora.datasets.assignment import (
     STARVED,
     TAKEN,
     Assignment,
-    BucketTable,
     Columns,
     Starved,
 )
@@ -121,7 +120,9 @@ class Planner:
     rules: PlanRules = PlanRules()
     _whole: Assignment | None = field(default=None, init=False, repr=False, compare=False)
     _filled: tuple[np.ndarray, Assignment] | None = field(default=None, init=False, repr=False, compare=False)
-    _last: tuple[int, BucketTable] | None = field(default=None, init=False, repr=False, compare=False)
+    _last: tuple[int, np.ndarray, np.ndarray] | None = field(
+        default=None, init=False, repr=False, compare=False
+    )
 
     def plan(
         self, epoch: int, carry: np.ndarray | None = None, excluded: np.ndarray | None = None
@@ -239,13 +240,21 @@ class Planner:
         """Buckets of the last plan that can never fill a batch, and where their clips go."""
         return () if self._filled is None else self._filled[1].starved
 
-    def same_shape(self, clip: ClipIndex) -> np.ndarray:
-        """Return the rows that could stand in for a clip: those of its shape in its epoch. int64, [R]."""
-        if self._last is None or self._last[0] != clip.epoch:
-            table = self.assignment(np.empty(0, dtype=np.int64)).draw(self.seed, clip.epoch)
-            self._last = (clip.epoch, table)
+    def same_shape(self, clip: ClipIndex, excluded: np.ndarray | None = None) -> np.ndarray:
+        """Return the rows that could stand in for a clip: those of its shape in its epoch. int64, [R].
+
+        Args:
+            clip: The clip.
+            excluded: Rows that its plan does not take; None for none.
+        """
+        excluded = _checked_rows(excluded, len(self.columns[0]))
+        last = self._last
+        if last is None or last[0] != clip.epoch or not np.array_equal(last[1], excluded):
+            shape = self.assignment(excluded).draw(self.seed, clip.epoch).shape
+            shape[excluded] = -1
+            self._last = last = (clip.epoch, excluded, shape)
         wanted = [n for n, shape in enumerate(self.buckets.shapes) if shape[2:5] == tuple(clip[1:4])]
-        return np.flatnonzero(np.isin(self._last[1].shape, wanted))
+        return np.flatnonzero(np.isin(last[2], wanted))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_last": None, "_whole": None, "_filled": None}

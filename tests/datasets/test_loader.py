@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -80,6 +81,25 @@ def test_workers_change_nothing(make_loader):
         assert same(list(loader), expected)
         sampler.next_epoch()
         assert same(list(loader), after)  # the same workers see the next epoch
+
+
+def test_excluded_rows_stand_in_for_none(make_loader):
+    """In the second epoch row 3 cannot be read, and rows that the plan excludes do not take its place."""
+    gone = np.array([0, 1, 2, 4, 5, 6, 7, 9])
+    found = []
+    for num_workers in (0, 1, 2):
+        loader, sampler = make_loader(num_workers, bad="3.mp4", batches_per_step=1)
+        list(loader)
+        sampler.next_epoch(gone)
+        found.append(list(loader))
+    texts = {text for batch in found[0] for text in batch["text"]}
+    assert sum(batch["replaced"] for batch in found[0]) == 1
+    assert not texts & {f"clip {row}" for row in (*gone, 3)}
+    assert same(found[1], found[0]) and same(found[2], found[0])
+    for num_workers in (0, 1):
+        resumed, other = make_loader(num_workers, bad="3.mp4", batches_per_step=1)
+        other.set_plan(sampler.plan, start_step=1)
+        assert same(list(resumed), found[0][1:])
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

@@ -222,6 +222,9 @@ def test_stand_ins_have_the_same_shape():
     assert clip.row in rows
     assert {planner.buckets.shapes[n][2:5] for n in assigned[rows]} == {clip[1:4]}
     assert len(planner.same_shape(clip._replace(epoch=1))) > 0
+    gone = rows[::2]
+    assert planner.same_shape(clip, gone).tolist() == rows[1::2].tolist()
+    assert planner.same_shape(clip).tolist() == rows.tolist()
 
 
 VIDEOS, NEVER, IMAGES = {49: (1.0, 5)}, {49: (0.0, 5)}, {1: (1.0, 5)}
