@@ -110,7 +110,7 @@ def test_left_over_batches_are_not_left_over_again():
 
 
 def test_clips_left_over_before_never_end_a_run(caplog):
-    """Of four shapes, so many batches can be owed that no step of 8 fits around them; then some wait again."""
+    """Of four shapes, so many batches can be owed that no step fits around them; then some wait again."""
     again = 0
     for seed in range(40):
         sides = np.array([(300, 300), (300, 400), (400, 300), (300, 533)])
