@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from opensora.acceleration.parallel import all_equal, init_distributed, parallel_state, shut_down
+from opensora.acceleration.parallel import all_equal, barrier, init_distributed, parallel_state, shut_down
 from opensora.datasets.buckets import ClipIndex
+from opensora.datasets.feature_files import why_stale
 from opensora.datasets.feature_plan import pack, plan_features, shorten
 from opensora.datasets.features import (
     ENTRIES,
@@ -32,7 +33,7 @@ from opensora.datasets.features import (
     TEXT,
     ClipSource,
     content_key,
-    is_unchanged,
+    holds,
     is_whole,
     join_entries,
     read_entries,
@@ -86,10 +87,13 @@ def extract(cfg: Mapping[str, Any], dry_run: bool = False) -> None:
     if job.captions:
         job.write_captions()
     job.write_clips()
+    barrier()  # else one could read shards of before that another is about to replace
+    if not job.place.is_main:
+        return
     if job.write_index():
         get_logger().info("wrote %s: train with --data-path %s", job.folder / INDEX, job.folder)
     else:
-        get_logger().info("shards of other processes are missing; the last one to finish writes the index")
+        get_logger().info("shards of other jobs are missing; the last one to finish writes the index")
 
 
 class Extraction:
@@ -198,7 +202,8 @@ class Extraction:
         self.text_encoder.to(self.place.device)
         if self.projection is not None:
             self.projection.to(self.place.device)
-        todo = [n for n in self._mine(TEXT) if not is_whole(shard_path(self.folder, TEXT, n))]
+        keys = {n: [self._caption_key(text) for text in self.shards[TEXT][n]] for n in self._mine(TEXT)}
+        todo = [n for n in keys if not holds(shard_path(self.folder, TEXT, n), keys[n])]
         progress = self._progress("captions", sum(len(self.shards[TEXT][n]) for n in todo))
         for number in todo:
             tensors = {}
@@ -256,7 +261,7 @@ class Extraction:
 
     def _plan(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         cfg, dataset = self.cfg, self.dataset
-        plan = cfg["plan"] if "plan" in cfg else base_configs()["runtime"]["plan"]
+        plan = self.rules = plain(cfg["plan"] if "plan" in cfg else base_configs()["runtime"]["plan"])
         buckets = build_buckets(dataset, cfg["bucket_config"], cfg["batch_size"], plan["bucket_rule"])
         per_step = (cfg["batches_per_step"] if "batches_per_step" in cfg else None) or 1
         table = (dataset.manifest.fingerprint, dataset.sizes(), buckets, per_step, cfg["seed"])
@@ -332,10 +337,10 @@ class Extraction:
     def _encode(self, number: int, sample: Mapping[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any]:
         """Encode a clip into `tensors`, and return its entry."""
         clip = ClipIndex(*self.clips[number].tolist())
-        entry = {"row": clip.row, "path": sample["path"]}
+        entry = {"row": clip.row, "path": sample["path"], "file": sample["file"]}
         if "error" in sample:
             return {**entry, "error": sample["error"]}
-        key = self._clip_key(clip, sample["frames"], sample["file"]["hash"])
+        key = self._clip_key(clip, sample["file"]["hash"])
         if key not in tensors:
             draws = Draws(self.cfg["seed"], [clip.row], clip.epoch) if self.drawn else None
             video = sample["video"].to(self.place.device)
@@ -349,21 +354,15 @@ class Extraction:
                         f"{sample['path']}: its moments do not fit {self.stored}; use dtype='fp32'."
                     )
             tensors[key] = stored
-        return {
-            **entry,
-            "key": key,
-            "frames": shorten(sample["frames"]),
-            "fps": sample["fps"],
-            "file": sample["file"],
-        }
+        return {**entry, "key": key, "frames": shorten(sample["frames"]), "fps": sample["fps"]}
 
-    def _clip_key(self, clip: ClipIndex, frames: Sequence[int], file_hash: str) -> str:
+    def _clip_key(self, clip: ClipIndex, file_hash: str) -> str:
         vae = {name: self.encoders["vae"][name] for name in ("settings", "weights", "buffers")}
         settings = [FEATURE_VERSION, vae, self.cfg["dtype"], str(self.stored), self._clip_settings()]
         drawn = self.drawn or self.dataset.cuts_at_random
         drawn = [self.cfg["seed"], clip.row, clip.epoch] if drawn else None
         size = [clip.num_frames, clip.height, clip.width]
-        return content_key(settings, file_hash, list(frames), size, drawn)
+        return content_key(settings, file_hash, list(self.dataset.frame_indices(clip)), size, drawn)
 
     def _caption_key(self, number: int) -> str:
         made = {name: value for name, value in self.encoders["text_encoder"].items() if name != "arguments"}
@@ -382,6 +381,7 @@ class Extraction:
             "seed": cfg["seed"],
             "variants": cfg["variants"],
             "frame_interval": dataset.frame_interval,
+            **{name: self.rules[name] for name in ("bucket_rule", "starved")},
             "bucket_config": plain(cfg["bucket_config"]),
             "num_frames": dataset.num_frames,
             "image_size": dataset.image_size,
@@ -389,17 +389,15 @@ class Extraction:
         }
 
     def _is_done(self, number: int) -> bool:
-        """Say whether a shard of latents is there, whole, and its files have not changed since."""
+        """Say whether a shard of latents is there, whole, of these clips, and their files did not change."""
         path = shard_path(self.folder, LATENTS, number)
         if not is_whole(path):
             return False
-        for entry in read_entries(path):
-            if "error" in entry or not is_unchanged(entry["path"], entry["file"]):
-                get_logger().info(
-                    "%s is made anew: %s changed or could not be read", path.name, entry["path"]
-                )
-                return False
-        return True
+        clips = [ClipIndex(*clip) for clip in self.clips[self.shards[LATENTS][number]].tolist()]
+        reason = why_stale(read_entries(path), clips, self._clip_key)
+        if reason is not None:
+            get_logger().info("%s is made anew: %s", path.name, reason)
+        return reason is None
 
     def _save(
         self, kind: str, number: int, tensors: dict[str, Tensor], entries: list[dict[str, Any]]

@@ -1,6 +1,6 @@
 """What to extract: the clips that training will ask for, each content once, cut into shards."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -51,6 +51,34 @@ def plan_features(
     order = np.argsort(names)
     table = {"clip": names[order], "entry": entries[order], "shapes": shapes.astype(np.int32)}
     return np.array(clips, dtype=np.int64), table
+
+
+def not_extracted(
+    planner: Planner, table: Mapping[str, np.ndarray], variants: int
+) -> dict[tuple[int, int, int], list[int]]:
+    """Return the rows that training would ask for in a size that was not extracted.
+
+    Args:
+        planner: Plans the training; draws of epochs repeat after `variants`.
+        table: What `plan_features` returned.
+        variants: Epochs that were extracted.
+
+    Returns:
+        Rows by (frames, height, width), without sizes of none.
+    """
+    number = {tuple(size): n for n, size in enumerate(table["shapes"].tolist())}
+    shape_of = np.array([number.get(shape[2:5], -1) for shape in planner.buckets.shapes])
+    missing: dict[tuple[int, int, int], set[int]] = {}
+    for variant in range(variants):
+        drawn = planner.assignment(np.empty(0, dtype=np.int64)).draw(planner.seed, variant).shape
+        rows = np.flatnonzero(drawn >= 0)
+        shape = shape_of[drawn[rows]]
+        names = (rows * len(number) + shape) * variants + variant
+        lacks = (shape < 0) | ~np.isin(names, table["clip"])
+        for n in np.unique(drawn[rows[lacks]]).tolist():
+            those = rows[lacks & (drawn[rows] == n)].tolist()
+            missing.setdefault(planner.buckets.shapes[n][2:5], set()).update(those)
+    return {size: sorted(rows) for size, rows in missing.items()}
 
 
 def pack(sizes: Sequence[int], most: float) -> list[list[int]]:

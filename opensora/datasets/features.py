@@ -7,7 +7,6 @@ name is the hash of everything that it depends on. `scripts/extract_features.py`
 
 import hashlib
 import json
-import os
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from opensora.datasets.buckets import ClipIndex, hashed_uniform
+from opensora.datasets.feature_files import describe_file, is_unchanged, stamp_if_there
+from opensora.datasets.feature_plan import not_extracted
+from opensora.datasets.planner import Planner
 from opensora.datasets.reading import ClipError
 from opensora.datasets.video import stand_ins
 from opensora.registry import DATASETS
@@ -47,34 +49,6 @@ def content_key(*parts: Any) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def describe_file(path: str | Path) -> dict[str, Any]:
-    """Return the hash of a file's bytes, its size and its time of change.
-
-    Raises:
-        OSError: It cannot be read.
-    """
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-        found = os.fstat(file.fileno())
-    return {"hash": digest, "bytes": found.st_size, "mtime_ns": found.st_mtime_ns}
-
-
-def is_unchanged(path: str | Path, known: Mapping[str, Any]) -> bool:
-    """Say whether a file still has the bytes it had; it is read only if its size or time differ.
-
-    Args:
-        path: The file.
-        known: What `describe_file` returned.
-
-    Raises:
-        OSError: It cannot be read.
-    """
-    found = os.stat(path)
-    if (found.st_size, found.st_mtime_ns) == (known["bytes"], known["mtime_ns"]):
-        return True
-    return found.st_size == known["bytes"] and describe_file(path)["hash"] == known["hash"]
-
-
 def open_shard(path: Path) -> Any:
     """Open a safetensors file of features.
 
@@ -98,10 +72,15 @@ def is_whole(path: Path) -> bool:
     return True
 
 
+def holds(path: Path, keys: Sequence[str]) -> bool:
+    """Say whether a shard is there, from end to end, with tensors of these names and no others."""
+    return is_whole(path) and set(open_shard(path).keys()) == set(keys)
+
+
 def read_entries(path: Path) -> list[dict[str, Any]]:
     """Return what a shard of latents holds, clip by clip: `row`, `path`, `key`, `frames`, `fps`, `file`.
 
-    A clip that could not be read has `error` instead of the last four.
+    A clip that could not be read has `error` instead of key, frames and fps.
 
     Raises:
         ClipError: The shard is missing, damaged or cut short.
@@ -149,7 +128,7 @@ class ClipSource(Dataset):
         return len(self.clips)
 
     def __getitem__(self, number: int) -> dict[str, Any]:
-        """Return the sample of a clip with its `path`, `frames` and `file`; or `path` and `error`."""
+        """Return the sample of a clip with its `path`, `frames` and `file`; or `path`, `error`, `file`."""
         clip = ClipIndex(*self.clips[number].tolist())
         path = self.dataset.manifest.path[clip.row]
         try:
@@ -157,7 +136,7 @@ class ClipSource(Dataset):
             frames = self.dataset.frame_indices(clip)
             return {**sample, "path": path, "frames": frames, "file": describe_file(path)}
         except (ClipError, OSError) as error:
-            return {"path": path, "error": str(error)}
+            return {"path": path, "error": str(error), "file": stamp_if_there(path)}
 
 
 @dataclass(frozen=True)
@@ -293,6 +272,37 @@ class FeatureDataset(Dataset):
                 )
         return bucket_config, batch_size
 
+    def check_planner(self, planner: Planner) -> None:
+        """Refuse plans that ask for clips that were not extracted, before the first step.
+
+        Args:
+            planner: Plans the run, with buckets of `choose_buckets`.
+
+        Raises:
+            ValueError: A rule of the plan is another, or clips go to other sizes.
+        """
+        plan = self.header["plan"]
+        rules = {"bucket_rule": planner.buckets.rule, "starved": planner.rules.starved}
+        for name, value in rules.items():
+            if plan["bucket_config"] is not None and value != plan[name]:
+                raise ValueError(
+                    f"plan.{name}={value!r}: {self.folder} was extracted with {plan[name]!r}, and clips have "
+                    "other sizes so; set that, or extract anew, into another folder."
+                )
+        table = {name: self.index[name].numpy() for name in ("clip", "shapes")}
+        missing = not_extracted(planner, table, self.variants)
+        if missing:
+            parts = [
+                f"{frames} x {height} x {width} ({len(rows)} rows, such as row {rows[0]})"
+                for (frames, height, width), rows in list(missing.items())[:5]
+            ]
+            raise ValueError(
+                f"bucket_config: with these batch sizes clips go to sizes that {self.folder} does not have "
+                f"them in: {', '.join(parts)}. Sizes that cannot fill a batch give their clips to others, "
+                "and which these are depends on the batch sizes. Take those of the extraction "
+                "(bucket_config=None does), or extract again with this config, into another folder."
+            )
+
     def __getitem__(self, clip: ClipIndex) -> dict[str, Any]:
         """Read the features of a clip.
 
@@ -342,7 +352,7 @@ class FeatureDataset(Dataset):
         shards = self.header["shards"][LATENTS]
         for number in np.unique(np.linspace(0, shards - 1, min(shards, 8)).astype(int)).tolist():
             for entry in read_entries(shard_path(self.folder, LATENTS, number))[: _LOOKED_AT // 8]:
-                if "error" in entry or not Path(entry["path"]).is_file():
+                if "error" in entry or not Path(entry["path"]).exists():
                     continue
                 if not is_unchanged(entry["path"], entry["file"]):
                     raise ValueError(

@@ -77,6 +77,8 @@ class TrainingData:
         )
         self.sampler = BucketSampler(self.planner, processes.data_rank, self.world_size)
         self.first_plan = self.plan
+        if hasattr(self.dataset, "check_planner"):
+            self.dataset.check_planner(self.planner)
         self._check_plan()
         self.loader = build_dataloader(
             self.dataset, self.sampler, cfg["num_workers"], cfg["prefetch_factor"], processes.device

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from opensora.datasets.buckets import ClipIndex
-from opensora.datasets.feature_plan import pack, plan_features, shorten
+from opensora.datasets.feature_plan import not_extracted, pack, plan_features, shorten
 from opensora.datasets.features import (
     ENTRIES,
     FEATURE_VERSION,
@@ -17,12 +17,11 @@ from opensora.datasets.features import (
     INDEX,
     FeatureDataset,
     content_key,
-    describe_file,
-    is_unchanged,
+    holds,
     shard_path,
 )
 from opensora.datasets.loader import build_buckets, build_dataloader, collate
-from opensora.datasets.planner import Planner
+from opensora.datasets.planner import Planner, PlanRules
 from opensora.datasets.samplers import BucketSampler
 from opensora.datasets.video import VideoDataset
 from opensora.utils.weights import save_safetensors
@@ -107,6 +106,7 @@ def write(folder: Path, videos: VideoDataset, failed=(), variants=VARIANTS) -> P
     index["text_key"] = np.stack([np.frombuffer(bytes.fromhex(key), dtype=np.uint8) for key in texts])
     save_safetensors({k: torch.from_numpy(np.array(v)) for k, v in index.items()}, folder / INDEX)
     plan = {"table": videos.manifest.fingerprint, "seed": SEED, "variants": variants, "frame_interval": 1}
+    plan |= {"bucket_rule": "resolution", "starved": "merge"}
     plan |= {"bucket_config": BUCKETS, "num_frames": None, "image_size": None, "batch_size": None}
     shards = {"latents": len(groups), "text": 1}
     header = {"feature_version": FEATURE_VERSION, "content": "moments", "plan": plan, "shards": shards}
@@ -212,7 +212,51 @@ def test_only_batch_sizes_may_change(folder):
             build_buckets(features, other)
 
 
+@pytest.mark.parametrize("batch", [1, 2, 3])
+def test_batch_sizes_that_send_clips_to_the_same_sizes_are_taken(folder, batch):
+    features = FeatureDataset(str(folder))
+    features.check_planner(planner(features, buckets=None))
+    other = {"144p": {1: (1.0, batch), 9: (0.7, batch), 17: ((0.8, 0.5), batch)}, "240p": {9: (0.5, 2)}}
+    features.check_planner(planner(features, buckets=other))
+
+
 # What is refused
+
+
+def test_batch_sizes_that_send_clips_to_other_sizes_end_a_run_before_it_starts(folder):
+    features = FeatureDataset(str(folder))
+    huge = {"144p": {1: (1.0, 2), 9: (0.7, 2), 17: ((0.8, 0.5), 50)}, "240p": {9: (0.5, 2)}}
+    made = planner(features, buckets=huge)
+    clips = [clip for plan in plans(made, VARIANTS) for n in range(len(plan.sizes)) for clip in plan.batch(n)]
+    lacking = set()
+    for clip in clips:
+        try:
+            features[clip]
+        except ValueError:
+            lacking.add(clip[:4])
+    assert lacking  # else this asks for nothing
+    row, frames, height, width = min(lacking)
+    said = rf"{frames} x {height} x {width} \(\d+ rows, such as row \d+\).* Take those of the extraction"
+    with pytest.raises(ValueError, match=said):
+        features.check_planner(made)
+    assert (
+        row
+        in not_extracted(made, {k: features.index[k].numpy() for k in ("clip", "shapes")}, VARIANTS)[
+            (frames, height, width)
+        ]
+    )
+
+
+def test_other_rules_of_the_plan_are_refused(folder):
+    features = FeatureDataset(str(folder))
+    made = planner(features, buckets=None)
+    made.rules = PlanRules(starved="drop")
+    with pytest.raises(ValueError, match="plan.starved='drop': .* was extracted with 'merge'"):
+        features.check_planner(made)
+    made = planner(features, buckets=None)
+    made.buckets = build_buckets(features, None, rule="ratio")
+    with pytest.raises(ValueError, match="plan.bucket_rule='ratio': .* was extracted with 'resolution'"):
+        features.check_planner(made)
 
 
 def test_a_folder_that_is_none_not_whole_or_of_another_version(videos, folder, tmp_path):
@@ -254,17 +298,6 @@ def test_a_shard_that_is_damaged_is_named(videos, tmp_path, damage):
         features[clips[0]]
 
 
-def test_files_that_changed_since_are_noticed_if_their_bytes_did(tmp_path):
-    path = tmp_path / "a.mp4"
-    path.write_bytes(b"one")
-    known = describe_file(path)
-    assert is_unchanged(path, known)
-    path.touch()
-    assert is_unchanged(path, known)  # another time, the same bytes
-    path.write_bytes(b"two")
-    assert not is_unchanged(path, known)
-
-
 def test_a_clip_that_was_not_extracted_is_named(folder):
     with pytest.raises(ValueError, match="row 3 as 33 x 144 x 256: not in .* extract them with this config"):
         FeatureDataset(str(folder))[ClipIndex(3, 33, 144, 256, 0)]
@@ -274,3 +307,9 @@ def test_groups_and_frames():
     assert pack([3, 3, 3, 9, 1], 6) == [[0, 1], [2], [3], [4]]
     assert shorten([4, 6, 8]) == {"first": 4, "step": 2, "count": 3}
     assert shorten([5]) == {"first": 5, "step": 1, "count": 1} and shorten([0, 1, 3]) == [0, 1, 3]
+
+
+def test_a_shard_holds_the_tensors_that_it_should(tmp_path):
+    save_safetensors({"a": torch.zeros(1), "b": torch.zeros(1)}, tmp_path / "x")
+    assert holds(tmp_path / "x", ["b", "a"]) and not holds(tmp_path / "y", ["a"])
+    assert not holds(tmp_path / "x", ["a"]) and not holds(tmp_path / "x", ["a", "b", "c"])
