@@ -310,6 +310,7 @@ def test_groups_and_frames():
 
 
 def test_a_shard_holds_the_tensors_that_it_should(tmp_path):
-    save_safetensors({"a": torch.zeros(1), "b": torch.zeros(1)}, tmp_path / "x")
-    assert holds(tmp_path / "x", ["b", "a"]) and not holds(tmp_path / "y", ["a"])
-    assert not holds(tmp_path / "x", ["a"]) and not holds(tmp_path / "x", ["a", "b", "c"])
+    whole = tmp_path / "x.safetensors"
+    save_safetensors({"a": torch.zeros(1), "b": torch.zeros(1)}, whole)
+    assert holds(whole, ["b", "a"]) and not holds(tmp_path / "y.safetensors", ["a"])
+    assert not holds(whole, ["a"]) and not holds(whole, ["a", "b", "c"])
