@@ -74,6 +74,8 @@ class Strings:
     def _read(self, number: int, place: int) -> str:
         offsets, data = self._at[number]
         start, end = np.frombuffer(os.pread(self._file.fileno(), 8, offsets + 4 * place), "<i4").tolist()
+        if start == end:  # if all texts of the part are empty, there is no place in the file
+            return ""
         return os.pread(self._file.fileno(), end - start, data + start).decode()
 
     def __iter__(self) -> Iterator[str]:

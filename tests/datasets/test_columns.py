@@ -28,6 +28,15 @@ def test_file_and_memory_are_equal_however_they_are_cut(tmp_path, cuts):
     assert list(RowsOf(columns[1]["text"], np.array([3, 0]))) == ["漢字", "a"]
 
 
+@pytest.mark.parametrize("texts", [[""], ["", "", ""]])
+def test_a_column_of_empty_texts(tmp_path, texts):
+    writer = TextWriter(tmp_path / "t.arrow")
+    writer.write({"path": pa.array(["a"] * len(texts)), "text": pa.array(texts)})
+    columns = writer.close()
+    assert list(columns["text"]) == texts
+    assert list(ForkingPickler.loads(ForkingPickler.dumps(columns["text"]))) == texts
+
+
 def test_hash_sees_where_texts_end():
     found = set()
     for texts in (["ab", "c"], ["a", "bc"], ["abc"], ["abc", ""]):
