@@ -80,7 +80,7 @@ class Quarantine:
         told = [json.loads(text) for text in gather_texts(json.dumps([failures, lost]))]
         fresh = {row: reason for part, _ in told for row, reason in part if row not in self.rows}
         self.rows |= fresh.keys()
-        self._write([self._line(row, reason, epoch) for row, reason in fresh.items()])
+        self._write(fresh, epoch)
         reasons = dict.fromkeys(reason for part, _ in told for _, reason in part)
         self._reasons = [*self._reasons, *reasons][-_SHOWN:]
         reason = next((lost for _, lost in told if lost), "")
@@ -103,8 +103,13 @@ class Quarantine:
         line = {"row": row, "path": self.manifest.path[row], "reason": reason, "epoch": epoch}
         return json.dumps(line, ensure_ascii=False) + "\n"
 
-    def _write(self, lines: list[str]) -> None:
-        if self.file is None or not parallel_state().is_main or not lines:
+    def _write(self, fresh: Mapping[int, str], epoch: int) -> None:
+        """Write rows and their reasons, but for those that the run met before it was interrupted."""
+        if self.file is None or not parallel_state().is_main:
+            return
+        written = {line["row"] for line in read_quarantine(self.file)} if self.file.exists() else set()
+        lines = [self._line(row, reason, epoch) for row, reason in fresh.items() if row not in written]
+        if not lines:
             return
         with open(self.file, "ab+") as file:
             end = file.seek(0, os.SEEK_END)

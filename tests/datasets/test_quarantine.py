@@ -55,6 +55,18 @@ def test_the_state_goes_on(quarantine):
         other.take(10, 1, [(9, "9.mp4: bad")], epoch=0)
 
 
+def test_a_resumed_run_writes_no_row_again(quarantine):
+    state = quarantine.state()  # of a checkpoint, before the rows were met
+    quarantine.take(8, 2, [(7, "7.mp4: bad"), (3, "3.mp4: bad")], epoch=1)
+    other = Quarantine(MANIFEST)
+    other.file = quarantine.file
+    other.load(state)
+    other.take(8, 2, [(7, "7.mp4: bad")], epoch=1)
+    other.take(8, 2, [(3, "3.mp4: bad"), (5, "5.mp4: bad")], epoch=1)
+    assert [line["row"] for line in read_quarantine(quarantine.file)] == [7, 3, 5]
+    assert other.excluded().tolist() == [3, 5, 7]
+
+
 def test_too_many_stop_the_run_in_one_line(quarantine):
     quarantine.take(50, 5, [(n, f"{n}.mp4: bad.") for n in range(5)], epoch=0)  # early, a share says nothing
     quarantine.take(450, 0, [], epoch=0)
