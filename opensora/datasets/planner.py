@@ -206,22 +206,6 @@ class Planner:
         text = f"{self.table_fingerprint}/{self.buckets.fingerprint}/{self.seed}/{self.frame_interval}"
         return hashlib.blake2b(f"{text}/{self.rules}".encode(), digest_size=16).hexdigest()
 
-    def load(self, path: str | Path) -> EpochPlan:
-        """Read a plan that this planner, in an earlier process, made.
-
-        Raises:
-            FileNotFoundError: There is no such file.
-            ValueError: The file is damaged, or was made from another table, configuration or seed.
-        """
-        plan = EpochPlan.load(path)
-        if self.plan(plan.epoch, plan.carried, plan.excluded).hash != plan.hash:
-            raise ValueError(
-                f"{path}: the plan of epoch {plan.epoch} was made from another table, bucket_config, "
-                "batches_per_step, frame_interval or seed. Restore them to continue this epoch, or set "
-                "start_from_scratch=True."
-            )
-        return plan
-
     def assignment(self, excluded: np.ndarray) -> Assignment:
         """Return which rows fit which buckets, without those that can never fill a batch.
 

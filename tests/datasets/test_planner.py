@@ -48,17 +48,16 @@ def test_processes_only_share_out(ranks):
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_resuming_is_an_offset(ranks, tmp_path):
+def test_resuming_is_an_offset(ranks):
     def planner():
         return Planner("table", table(1, 300), Buckets({"144p": {1: (0.5, 3), 16: (0.7, 2)}}), 2, 9)
 
     sampler = BucketSampler(planner(), ranks - 1, ranks)
     sampler.next_epoch()
     whole = list(sampler)
-    sampler.plan.save(tmp_path / "plan.npz")
-    fresh = planner()
+    fresh, running = planner(), sampler.plan
     start = sampler.plan.num_steps // 2
-    resumed = BucketSampler(fresh, ranks - 1, ranks, fresh.load(tmp_path / "plan.npz"), start)
+    resumed = BucketSampler(fresh, ranks - 1, ranks, fresh.plan(1, running.carried, running.excluded), start)
     assert list(resumed) == whole[start * 2 // ranks :]
     assert len(resumed) == len(list(resumed))
     resumed.next_epoch()
@@ -156,7 +155,7 @@ def test_excluded_rows_are_in_no_plan(tmp_path):
     assert plan.counts["excluded"] == 5
     assert sum(plan.counts[name] for name in REASONS) == 200
     plan.save(tmp_path / "plan.npz")
-    assert planner.load(tmp_path / "plan.npz").excluded.tolist() == plan.excluded.tolist()
+    assert EpochPlan.load(tmp_path / "plan.npz").excluded.tolist() == plan.excluded.tolist()
     with pytest.raises(ValueError, match="this table has 200 rows"):
         planner.plan(1, excluded=np.array([200]))
     with pytest.raises(ValueError, match=r"200 excluded(.|\n)*mend the files"):
@@ -187,12 +186,9 @@ def test_saved_plans(tmp_path):
     plan = planner.plan(0)
     path = tmp_path / "plan.npz"
     plan.save(path)
-    assert EpochPlan.load(path).hash == plan.hash == planner.load(path).hash
+    assert EpochPlan.load(path).hash == plan.hash
     assert EpochPlan.load(path).counts == plan.counts
     assert [p.name for p in tmp_path.iterdir()] == ["plan.npz"]
-    other = Planner("table", table(1, 300), Buckets({"144p": {1: (1.0, 4)}}), 2, 9, rules=FREE)
-    with pytest.raises(ValueError, match="made from another table, bucket_config"):
-        other.load(path)
     path.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(ValueError, match="delete it"):
         EpochPlan.load(path)
