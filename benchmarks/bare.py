@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+_LINEAR_GELU = getattr(torch.ops.mkldnn, "_linear_pointwise", None)  # builds without oneDNN have none
+_SUMS = (torch.baddbmm, torch.Tensor.baddbmm, torch.addmm)  # their first tensor is ignored if beta is 0
 _PRODUCTS = {
     F.linear: "linear",
     F.scaled_dot_product_attention: "attention",
@@ -23,7 +25,7 @@ _PRODUCTS = {
     torch.baddbmm: "matmul",
     torch.Tensor.baddbmm: "matmul",
     torch.addmm: "matmul",
-    torch.ops.mkldnn._linear_pointwise: "linear",  # with its activation
+    _LINEAR_GELU: "linear",
     F.conv2d: "convolution",
     F.conv3d: "convolution",
 }
@@ -55,11 +57,12 @@ class BareProducts(TorchFunctionMode):
         kwargs = kwargs or {}
         kind = None if self._inside else _PRODUCTS.get(func)
         if kind is not None:
-            fused = func is torch.ops.mkldnn._linear_pointwise
-            call, inputs = (F.linear, args[:3]) if fused else (func, args)
+            call, inputs = (F.linear, args[:3]) if func is _LINEAR_GELU else (func, args)
+            ignored = inputs[:1] if func in _SUMS and kwargs.get("beta") == 0 else ()
             self._inside = True  # copying calls torch functions too
             try:
-                copied = [self._copy(x, place) for place, x in enumerate((*inputs, *kwargs.values()))]
+                values = tuple(enumerate((*inputs, *kwargs.values())))[len(ignored) :]
+                copied = [x.detach() for x in ignored] + [self._copy(x, place) for place, x in values]
             finally:
                 self._inside = False
             names = dict(zip(kwargs, copied[len(inputs) :], strict=True))
