@@ -73,7 +73,7 @@ def mlp(x: Tensor, fc1: nn.Linear, fc2: nn.Linear) -> Tensor:
         return fc2(F.gelu(fc1(x), approximate="tanh"))
     if torch.is_grad_enabled():
         return _GeluLinear.apply(fc1(x), fc2.weight, fc2.bias)
-    if _has_linear_gelu(x.dtype):
+    if type(fc1.weight) is nn.Parameter and _has_linear_gelu(x.dtype):  # no quantised or sharded tensor
         h = torch.ops.mkldnn._linear_pointwise(x.flatten(0, -2), fc1.weight, fc1.bias, "gelu", [], "tanh")
         return fc2(h).unflatten(0, x.shape[:-1])
     return fc2(_gelu(fc1(x)))

@@ -20,8 +20,12 @@ _MIN_CHANNELS = 16  # below them, minimal filtering costs more than it saves
 
 
 def in_slabs(x: Tensor) -> bool:
-    """Return whether a layer's input takes the way through slabs: on the CPU, without a gradient."""
-    return x.device.type == "cpu" and not torch.is_grad_enabled()
+    """Return whether a layer's input takes the way through slabs: on the CPU, without a gradient.
+
+    Nor under autocast, which would run minimal filtering in lower precision.
+    """
+    lean = x.device.type == "cpu" and not torch.is_grad_enabled()
+    return lean and not torch.is_autocast_enabled("cpu")
 
 
 def slab_conv(

@@ -74,6 +74,19 @@ def test_mlp_with_and_without_gradients():
         torch.testing.assert_close(fused.mlp(x, fc1, fc2), plain(x), atol=1e-5, rtol=1e-5)
 
 
+@torch.no_grad()
+def test_mlp_leaves_other_weights_to_their_own_product(monkeypatch):
+    class Quantised(nn.Parameter):
+        """Such weights bring their own `linear`."""
+
+    torch.manual_seed(0)
+    fc1, fc2, x = nn.Linear(6, 24), nn.Linear(24, 6), torch.randn(2, 7, 6)
+    want = fused.mlp(x, fc1, fc2)
+    fc1.weight.__class__ = Quantised
+    monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", None, raising=False)
+    torch.testing.assert_close(fused.mlp(x, fc1, fc2), want)
+
+
 def test_gelu_over_its_whole_range():
     x = torch.linspace(-20, 20, 4001)[None]
     torch.testing.assert_close(fused._gelu(x), F.gelu(x, approximate="tanh"), atol=1e-6, rtol=1e-6)

@@ -127,13 +127,15 @@ def test_bfloat16_is_as_near_as_the_plain_layers(block: type, monkeypatch: pytes
     assert errors[0] < 1.3 * errors[1]
 
 
-def test_gradients_take_the_plain_layers() -> None:
+def test_gradients_and_autocast_take_the_plain_layers() -> None:
     x = torch.randn(1, 4, 1, 1, 1)
     assert not in_slabs(x)
     assert not in_slabs(x.to("meta"))
     with torch.no_grad():
         assert in_slabs(x)
         assert not in_slabs(x.to("meta"))
+        with torch.autocast("cpu", torch.bfloat16):
+            assert not in_slabs(x)
     layer, x = ResBlock(32, 64).double(), torch.randn(1, 32, 5, 2, 2, dtype=torch.float64, requires_grad=True)
     gradient = torch.autograd.grad(layer(x).square().sum(), x)[0].flatten()
     step = 1e-6 * F.one_hot(torch.tensor(7), x.numel()).view(x.shape)
