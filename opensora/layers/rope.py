@@ -21,6 +21,7 @@ class RotaryTable:
         cos: Shape [N, R]: R pairs of each head are turned, the channels behind them stay.
         sin: Same shape.
         phases: `cos + i sin` where they are float32, for CPUs and GPUs that run one operation at a time.
+            Cosines and sines are then views of it.
     """
 
     cos: Tensor
@@ -30,6 +31,7 @@ class RotaryTable:
     def __post_init__(self) -> None:
         if self.phases is None and self.cos.dtype == torch.float32:
             self.phases = torch.complex(self.cos, self.sin)
+            self.cos, self.sin = self.phases.real, self.phases.imag
 
 
 def join_tables(plan: WindowPlan, tables: Sequence[RotaryTable]) -> RotaryTable:

@@ -19,7 +19,8 @@ from opensora.layers.windows import WindowPlan, plan_windows
 from opensora.registry import CONDITIONS, MODELS, build, fill_in, register_preset
 
 FINAL_LAYERS = ("v1.3", "once")
-_MOST_SHAPES = 64  # sizes of latents whose tables are kept
+_MOST_SHAPES = 16  # sizes of latents whose tables are kept
+_MOST_BYTES = 256 << 20  # of all kept tables, unless one size needs more
 
 
 @dataclass
@@ -56,6 +57,12 @@ class Shape:
     positions: Tensor
     spatial: Geometry
     temporal: list[Geometry]
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the tables."""
+        ropes = [geometry.rope for geometry in (self.spatial, *self.temporal) if geometry.rope is not None]
+        return self.positions.nbytes + sum(rope.cos.nbytes + rope.sin.nbytes for rope in ropes)
 
 
 class STDiT3Block(nn.Module):
@@ -170,8 +177,8 @@ class STDiT3(nn.Module):
         self.shift_window, self.spatial_rope, self.skip_temporal = shift_window, spatial_rope, skip_temporal
         self.compat_bf16, self.round_timestep = compat_bf16, round_timestep
 
-        self._shapes: dict[tuple[Any, ...], Shape] = {}
-        self._shapes_for: tuple[Any, ...] = ()  # dtype, device and frequencies that they were made with
+        # Of one dtype, device and set of frequencies, which come first; then by grid and scale, oldest first.
+        self._shapes: tuple[tuple[Any, ...], dict[tuple[Any, ...], Shape]] = ((), {})
 
         head_dim = hidden_size // num_heads
         self.rope = RotaryEmbedding(head_dim if window_size is None else head_dim // 3)
@@ -265,14 +272,18 @@ class STDiT3(nn.Module):
         freqs = self.rope.freqs
         version = 0 if freqs.is_inference() else freqs._version
         now = (weight.dtype, weight.device, freqs.data_ptr(), version)
-        if now != self._shapes_for or len(self._shapes) >= _MOST_SHAPES:
-            self._shapes, self._shapes_for = {}, now
-        if (grid, scale) not in self._shapes:
+        made_with, shapes = self._shapes
+        if made_with != now:
+            shapes = {}
+            self._shapes = (now, shapes)
+        shape = shapes.get((grid, scale))
+        if shape is None:
             with torch.inference_mode(False), torch.no_grad():  # training reads the tables too
                 positions = self._positions(grid, scale, weight)[:, None]
                 spatial, temporal = self._geometries(grid, scale, weight.dtype)
-            self._shapes[grid, scale] = Shape(positions, spatial, temporal)
-        return self._shapes[grid, scale]
+            shape = Shape(positions, spatial, temporal)
+            _keep(shapes, (grid, scale), shape)
+        return shape
 
     def _positions(self, grid: tuple[int, int, int], scale: float, weight: Tensor) -> Tensor:
         size, dim = grid[1:], self.final_layer.scale_shift_table.shape[1]
@@ -336,6 +347,14 @@ class STDiT3(nn.Module):
         for name, parameter in self.named_parameters():
             if name.startswith(tuple(freeze)) or (train_only and not name.startswith(tuple(train_only))):
                 parameter.requires_grad_(False)
+
+
+def _keep(shapes: dict[tuple[Any, ...], Shape], key: tuple[Any, ...], shape: Shape) -> None:
+    """Add tables to those that are kept, and drop the oldest where there are too many."""
+    kept, room = list(shapes.items()), _MOST_BYTES - shape.num_bytes
+    while kept and (len(kept) >= _MOST_SHAPES or sum(old.num_bytes for _, old in kept) > room):
+        shapes.pop(kept.pop(0)[0], None)  # another thread may have been here
+    shapes[key] = shape
 
 
 register_preset(

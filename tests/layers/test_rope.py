@@ -34,6 +34,14 @@ def test_three_axes_are_each_one_axis():
         torch.testing.assert_close(out[..., part], want)
 
 
+def test_a_table_holds_its_numbers_once():
+    table = RotaryEmbedding(6).table(4)
+    assert {x.untyped_storage().data_ptr() for x in (table.cos, table.sin)} == {
+        table.phases.untyped_storage().data_ptr()
+    }
+    torch.testing.assert_close(table.cos.square() + table.sin.square(), torch.ones(4, 3))
+
+
 def test_rotation_keeps_lengths_and_what_lies_behind():
     rope, x = RotaryEmbedding(6), torch.randn(2, 4, 10)
     out = apply_rotary(x, rope.table(4))

@@ -198,6 +198,34 @@ def test_training_after_inference_mode_at_the_same_size(window):
     assert model.temporal_blocks[0].attn.qkv.weight.grad.any()
 
 
+def test_tables_of_the_last_sizes_are_kept(monkeypatch):
+    model, made = published_model(), []
+    positions = STDiT3._positions
+    monkeypatch.setattr(
+        STDiT3, "_positions", lambda self, grid, *_: made.append(grid) or positions(self, grid, *_)
+    )
+
+    def ask(*rows):
+        made.clear()
+        shapes = [model._shape((2, row, 3), 1.0, model.x_embedder.proj.weight) for row in rows]
+        return shapes[-1], [grid[1] for grid in made]
+
+    monkeypatch.setattr("opensora.models.stdit3._MOST_SHAPES", 3)
+    assert ask(1, 2, 3)[1] == [1, 2, 3]
+    assert ask(1, 2, 3, 2, 1)[1] == []  # a full cache loses nothing when it is asked
+    assert ask(4, 2, 3, 1)[1] == [4, 1]  # the oldest went, and only that
+    shape, _ = ask(5)
+    assert shape.num_bytes == 4 * 5 * 3 * 96 + 8 * 2 * 5 * 3 * 12  # positions, phases of pairs of channels
+    monkeypatch.setattr("opensora.models.stdit3._MOST_SHAPES", 16)
+    monkeypatch.setattr("opensora.models.stdit3._MOST_BYTES", 2 * shape.num_bytes)  # ten rows
+    assert ask(2, 5, 1, 4)[1] == [2, 4]
+    assert ask(2, 4, 1, 5)[1] == [1, 5]
+    monkeypatch.setattr("opensora.models.stdit3._MOST_BYTES", 0)
+    assert ask(7, 7, 6, 7)[1] == [7, 6, 7]
+    model.double()
+    assert ask(7)[0].positions.dtype == torch.float64
+
+
 def test_new_temporal_blocks_and_references_have_no_effect():
     torch.manual_seed(0)
     settings = {"type": "STDiT3", "hidden_size": 24, "depth": 2, "num_heads": 2, "conditions": CONDITIONS}
