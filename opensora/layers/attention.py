@@ -30,7 +30,7 @@ def attention(
         backend: "math" is the explicit product in float32 softmax, "sdpa" torch's kernels, "flash" the
             flash-attn package. "auto" takes flash where it applies (installed, CUDA, half precision, no mask,
             above 128 tokens, heads of at most 256 channels), on CPUs the explicit product where that is
-            faster (see `host_attention`), else sdpa.
+            faster (see `host_attention`; it rounds scores to bfloat16, sdpa does not), else sdpa.
 
     Returns:
         Shape [B, heads, N, d].
