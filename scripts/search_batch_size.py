@@ -5,9 +5,9 @@
     python scripts/search_batch_size.py CONFIG --device cpu --memory-gib 8
 
 The largest batch is the one that fits in memory and, with base or base_step_time, whose step takes no longer
-than that. Steps are those of the training, on random clips. Entries of bucket_config are (probability, batch
-size), where the search starts at that size, or (guess, variance), where it stays within guess - variance and
-guess + variance.
+than that. Steps are those of the training, on random clips, or on random features if the dataset holds those.
+Entries of bucket_config are (probability, batch size), where the search starts at that size, or (guess,
+variance), where it stays within guess - variance and guess + variance. The log says how they were read.
 """
 
 import gc
@@ -32,7 +32,7 @@ from opensora.engine.latent_diffusion import LatentDiffusion
 from opensora.engine.optimizer import LrSchedule, build_optimizer
 from opensora.engine.trainer import Trainer, TrainerSettings
 from opensora.layers.attention import set_attention_backend
-from opensora.registry import DATASETS, build, fill_in
+from opensora.registry import DATASETS, build, fill_in, resolve
 from opensora.utils.config import plain, read_command_line
 from opensora.utils.logging import get_logger
 from opensora.utils.random import seed_everything
@@ -55,9 +55,10 @@ def main() -> None:
 
 def search(cfg: Mapping[str, Any]) -> str:
     """Search all buckets of a config, and return Python to paste into one."""
-    buckets, config, guided = _buckets(cfg)
+    features = _features(cfg)
+    buckets, config, guided = _buckets(cfg, features)
     limits = Limits.of(cfg, buckets, guided)
-    steps = Steps(cfg)
+    steps = Steps(cfg, features)
     found: dict[Bucket, Found] = {}
     order = sorted(buckets.buckets, key=lambda bucket: _place(bucket) != limits.base)
     for bucket in order:
@@ -72,7 +73,7 @@ def search(cfg: Mapping[str, Any]) -> str:
                 )
             limits.seconds = found[bucket].seconds
             get_logger().info("the others shall take at most %.3f s a step", limits.seconds)
-    return _as_config(config, buckets, found)
+    return _as_config(config, buckets, found, guided)
 
 
 @dataclass
@@ -182,15 +183,16 @@ class Steps:
 
     Args:
         cfg: Config of a training.
+        features: Its `FeatureDataset`, or None for clips.
     """
 
-    def __init__(self, cfg: Mapping[str, Any]) -> None:
+    def __init__(self, cfg: Mapping[str, Any], features: Any = None) -> None:
         self.cfg = cfg
+        self.content = None if features is None else features.header["content"]
         seed_everything(cfg["seed"])
         make_task = LatentDiffusion.from_config
-        if cfg["vae"] is None:  # the folder of features says what the latents are
-            dataset = build(DATASETS, fill_in(DATASETS, cfg["dataset"], seed=cfg["seed"]))
-            make_task = task_on_features(make_task, cfg, dataset.header)
+        if features is not None:  # they are measured without encoders, whether or not the config names them
+            make_task = task_on_features(make_task, cfg, features.header)
         self.task = make_task(cfg)
         modules = self.task.trainable()
         for module in modules.values():
@@ -257,13 +259,13 @@ class Steps:
         batch: dict[str, Any] = {name: torch.full((size,), value) for name, value in sizes.items()}
         batch |= {name: torch.zeros(size, dtype=torch.int64) for name in ("label", "epoch")}
         batch["sample"] = torch.arange(size)
-        if next(self.task.vae.parameters()).is_meta:
-            latent = (self.task.vae.latent_channels, *self.task.vae.latent_shape(frames, height, width))
-            batch["moments"] = torch.randn(size, 2, *latent)
-        else:
+        if self.content is None:
             batch["video"] = torch.rand(size, 3, frames, height, width) * 2 - 1
+        else:
+            latent = (self.task.vae.latent_channels, *self.task.vae.latent_shape(frames, height, width))
+            batch[self.content] = torch.randn(size, *((2,) if self.content == "moments" else ()), *latent)
         encoder = self.task.text_encoder
-        if encoder is not None and self.cfg["text_encoder"] is not None:
+        if encoder is not None and self.content is None:
             batch["text"] = [" ".join(["a"] * (encoder.max_length - 2))] * size
         elif encoder is not None:
             batch["text_features"] = torch.randn(size, encoder.max_length, encoder.width)
@@ -297,23 +299,51 @@ def _search_one(steps: Steps, shape: Shape, bucket: Bucket, limits: Limits, targ
     return found
 
 
-def _buckets(cfg: Mapping[str, Any]) -> tuple[Buckets, Mapping[str, Any] | None, bool]:
+def _features(cfg: Mapping[str, Any]) -> Any:
+    """Return the dataset of a config if it holds features; None for clips, which the search does not read."""
+    if hasattr(resolve(DATASETS, cfg["dataset"]["type"]), "choose_buckets"):
+        return build(DATASETS, fill_in(DATASETS, cfg["dataset"], seed=cfg["seed"]))
+    if cfg["vae"] is None:
+        raise ValueError(
+            "vae=None: clips need an autoencoder; set one, or dataset to a FeatureDataset with its data_path."
+        )
+    return None
+
+
+def _buckets(cfg: Mapping[str, Any], features: Any) -> tuple[Buckets, Mapping[str, Any] | None, bool]:
     """Return the buckets of a config, their `bucket_config`, and whether entries are (guess, variance)."""
     config, size = plain(cfg["bucket_config"]), cfg["batch_size"]
     frames, image_size = (cfg["dataset"].get(name) for name in ("num_frames", "image_size"))
-    if cfg["dataset"]["type"] == "FeatureDataset":
-        dataset = build(DATASETS, cfg["dataset"])
-        config, size = dataset.choose_buckets(config, size)
-        frames, image_size = dataset.num_frames, dataset.image_size
+    if features is not None:
+        config, size = features.choose_buckets(config, size)
+        frames, image_size = features.num_frames, features.image_size
     if config is None:
         return Buckets.fixed(frames, *(image_size or (None, None)), size or 1), None, False
+    buckets, note = _read_as(config, "search"), ""
+    odd = [] if buckets is None else [b for b in buckets.buckets if b.batch_size == 1 < b.variance]
+    if buckets is None or (odd and _read_as(config, "train") is not None):
+        buckets, guided = Buckets(config, "train"), False
+        if odd:
+            entry = f"bucket_config[{odd[0].resolution!r}][{odd[0].num_frames}]"
+            note = f"; {entry} = (1, {odd[0].variance}) makes no sense as (guess, variance)"
+    else:
+        guided = True
+    form = "(guess, variance)" if guided else "(probability, batch size)"
+    get_logger().info("entries of bucket_config are read as %s%s", form, note)
+    return buckets, config, guided
+
+
+def _read_as(config: Mapping[str, Any], purpose: str) -> Buckets | None:
+    """Return the buckets of a config, None if it has another form."""
     try:
-        return Buckets(config, "search"), config, True
+        return Buckets(config, purpose)
     except ValueError:
-        return Buckets(config, "train"), config, False
+        return None
 
 
-def _as_config(config: Mapping[str, Any] | None, buckets: Buckets, found: Mapping[Bucket, Found]) -> str:
+def _as_config(
+    config: Mapping[str, Any] | None, buckets: Buckets, found: Mapping[Bucket, Found], guided: bool
+) -> str:
     """Return the lines of a config that hold the batches."""
     if config is None:
         (only,) = buckets.buckets
@@ -329,7 +359,8 @@ def _as_config(config: Mapping[str, Any] | None, buckets: Buckets, found: Mappin
     for resolution, lengths in config.items():
         parts = []
         for frames, entry in lengths.items():
-            probability = 1.0 if isinstance(entry[0], int) else entry[0]
+            probability = 1.0 if guided else entry[0]
+            probability = float(probability) if isinstance(probability, int) else probability
             size = sizes[resolution, frames]
             parts.append(f"{frames}: ({probability if size else 0.0}, {size or None})")
         lines.append(f'    "{resolution}": {{{", ".join(parts)}}},')

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+
+from opensora.datasets.video_io import write_image
 
 ROOT = Path(__file__).parents[2]
 
@@ -129,3 +132,51 @@ def test_too_little_memory_and_wrong_keys_are_said(monkeypatch, capsys):
         assert said in capsys.readouterr().err
     out = run(monkeypatch, capsys, *size, "--memory-gib", 64, "--largest-batch", 2)
     assert out.endswith("\nbatch_size = 2\n")
+
+
+@pytest.mark.parametrize(
+    ("config", "guided", "noted"),
+    [
+        ({"144p": {1: (1, 60), 17: (1, 1)}}, False, True),  # a training whose probabilities are integers
+        ({"144p": {1: (1, 60), 17: (0, None)}}, False, False),
+        ({"144p": {1: (1.0, 60), 17: ((0.5, 0.5), 2)}}, False, False),
+        ({"144p": {1: (40, 8), 17: (1, 0)}}, True, False),
+        ({"144p": {1: (40, 8), 17: (1, 3)}}, True, False),  # 40 is no probability
+        ({"144p": {1: (1, 0), 17: (1, 1)}}, True, False),
+    ],
+)
+def test_the_form_of_entries_is_found_and_said(script, caplog, config, guided, noted):
+    cfg = {"bucket_config": config, "batch_size": None, "dataset": {"type": "VideoDataset"}}
+    buckets, same, found = script["_buckets"](cfg, None)
+    assert (found, same, len(buckets)) == (guided, config, 2)
+    form = "(guess, variance)" if guided else "(probability, batch size)"
+    assert f"entries of bucket_config are read as {form}" in caplog.text
+    assert ("[1] = (1, 60) makes no sense as (guess, variance)" in caplog.text) == noted
+
+
+def test_probabilities_of_a_training_stay_as_they_are(script):
+    config = {"144p": {1: (1, 60), 5: (0, None), 17: ((0.5, 0.25), 2)}}
+    buckets = script["_buckets"]({"bucket_config": config, "batch_size": None, "dataset": {}}, None)[0]
+    found = {bucket: script["Found"](3, 1) for bucket in buckets.buckets}
+    out = script["_as_config"](config, buckets, found, False)
+    assert "{1: (1.0, 3), 5: (0.0, 3), 17: ((0.5, 0.25), 3)}" in out
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_on_features_no_encoder_runs_whether_the_config_names_it_or_not(monkeypatch, capsys, tmp_path, named):
+    (tmp_path / "images.csv").write_text(f"path,num_frames,height,width\n{tmp_path}/a.png,1,32,32\n")
+    write_image(torch.zeros(3, 32, 32), tmp_path / "a.png")
+    size = ["--dataset.num_frames", 1, "--dataset.image_size", "(32, 32)", "--batch-size", 1]
+    model = TINY[: TINY.index("--search-steps")]
+    extraction = ROOT / "scripts/extract_features.py"
+    words = [extraction, ROOT / "configs/opensora-v1-3/train/demo.py", *model, *size, "--batches-per-step", 1]
+    words += ["--data-path", tmp_path / "images.csv", "--save-dir", tmp_path / "features"]
+    monkeypatch.setattr("sys.argv", [str(word) for word in words])
+    runpy.run_path(str(extraction), run_name="__main__")
+    measured = []
+    monkeypatch.setattr("opensora.models.video_vae.VideoVAE.encode", lambda *_, **__: measured.append("vae"))
+    options = ["--dataset", f"{{'type': 'FeatureDataset', 'data_path': '{tmp_path}/features'}}"]
+    options += [] if named else ["--vae", "none"]
+    options += ["--validation.sample", "false", "--memory-gib", 64, "--largest-batch", 2]
+    assert run(monkeypatch, capsys, *options).endswith("\nbatch_size = 2\n")
+    assert not measured
