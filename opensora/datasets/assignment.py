@@ -135,11 +135,11 @@ class Assignment:
             rows = np.flatnonzero((~certain & (first >= 0))[kind]) + start
             for group in self._groups():
                 left = rows
-                for number, bucket in group:
+                for number, _ in group:
                     if len(left) == 0:
                         break
                     found = self.fits[number, self.kind[left]]
-                    accepted, kept = self._draw(bucket, number, left[found >= 0], seed, epoch)
+                    accepted, kept = self.buckets.draw(number, left[found >= 0], seed, epoch)
                     shape[kept] = self.fits[number, self.kind[kept]]
                     reason[kept] = TAKEN
                     if len(accepted):
@@ -223,21 +223,6 @@ class Assignment:
         """Return the buckets of each resolution with their numbers."""
         numbered = iter(enumerate(self.buckets.buckets))
         return [[next(numbered) for _ in group.entries] for group in self.buckets.groups]
-
-    def _draw(
-        self, bucket: Bucket, number: int, rows: np.ndarray, seed: int, epoch: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the rows whose length is considered, and those of them that are kept."""
-        draws, steps = self.buckets.keep_draws, 0
-        if bucket.length is not None:
-            rows = rows[draws(seed, epoch, rows, number, steps) < bucket.length]
-            steps += 1
-        keep = 1.0 if bucket.keep is None else bucket.keep
-        if bucket.batch_size is None:
-            keep = 0.0
-        if keep >= 1.0 or keep <= 0.0:
-            return rows, rows[: len(rows) if keep else 0]
-        return rows, rows[draws(seed, epoch, rows, number, steps) < keep]
 
 
 @dataclass(frozen=True)

@@ -185,6 +185,29 @@ class Buckets:
         """Number of entries."""
         return len(self.buckets)
 
+    def draw(self, number: int, rows: np.ndarray, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Draw for rows that fit a bucket.
+
+        Args:
+            number: Number of the bucket.
+            rows: Row numbers. Shape [N].
+            seed: Seed of the run.
+            epoch: Epoch.
+
+        Returns:
+            The rows whose length is considered, and those of them that are kept.
+        """
+        bucket, steps = self.buckets[number], 0
+        if bucket.length is not None:
+            rows = rows[self.keep_draws(seed, epoch, rows, number, steps) < bucket.length]
+            steps += 1
+        keep = 1.0 if bucket.keep is None else bucket.keep
+        if bucket.batch_size is None:
+            keep = 0.0
+        if keep >= 1.0 or keep <= 0.0:
+            return rows, rows[: len(rows) if keep else 0]
+        return rows, rows[self.keep_draws(seed, epoch, rows, number, steps) < keep]
+
     @property
     def fingerprint(self) -> str:
         """Hash of everything that decides where a clip belongs."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from opensora.datasets.assignment import Assignment, BucketTable, Columns
+from opensora.datasets.assignment import BucketTable, Columns
 from opensora.datasets.buckets import Buckets
 from opensora.datasets.loader import build_buckets
 from opensora.datasets.planner import Planner, PlanRules
@@ -61,8 +61,3 @@ def rows_by_shape(run: RunConfig, columns: Columns, epoch: int = 0) -> BucketTab
     """Return the shape of each row in an epoch, and why rows have none."""
     planner = Planner("", columns, run.buckets, 1, run.seed, run.frame_interval, run.rules)
     return planner.assignment(np.zeros(0, dtype=np.int64)).draw(run.seed, epoch)
-
-
-def rows_of_buckets(buckets: Buckets, columns: Columns, frame_interval: int) -> BucketTable:
-    """Return the shape of each row by the rules of the buckets alone, whether or not they fill."""
-    return Assignment.of(buckets, columns, frame_interval).draw(0, 0)

@@ -1,11 +1,14 @@
 """The story of one clip: its file, its bucket, its frames and pixels, in lines of text and in a picture."""
 
+from copy import copy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from opensora.datasets.buckets import MIN_AREA, Buckets, ClipIndex, hashed_uniform
+from opensora.datasets.assignment import REASONS, Assignment
+from opensora.datasets.buckets import MIN_AREA, Buckets, ClipIndex
 from opensora.datasets.manifest import Manifest
 from opensora.datasets.reading import ClipError
 from opensora.datasets.resolutions import area
@@ -13,7 +16,7 @@ from opensora.datasets.transforms import Cut, plan_cut, temporal_indices
 from opensora.datasets.video_io import is_image, probe, read_clip, read_image
 from opensora.utils.files import whole_file
 from opensora.utils.random import Draws
-from tools.datasets.run_config import RunConfig, rows_by_shape, rows_of_buckets
+from tools.datasets.run_config import RunConfig, rows_by_shape
 
 _MOST_SHOWN = 8  # frames of a picture
 _TILE = 320  # pixels, the longer side of a frame in a picture
@@ -79,21 +82,20 @@ def bucket_story(
 
 def why_not(run: RunConfig, manifest: Manifest, row: int, number: int) -> str:
     """Say why a clip does not fit a bucket; "" if it does."""
-    bucket = run.buckets.buckets[number]
-    if len(run.buckets) == 1:
-        alone = run.buckets
-    else:
-        alone = Buckets({bucket.resolution: {bucket.num_frames: (1.0, 1)}}, rule=run.buckets.rule)
-    frames, height, width = (column[row : row + 1].astype(np.int64) for column in manifest.columns)
-    table = rows_of_buckets(alone, (frames, height, width), run.frame_interval)
-    if table.shape[0] >= 0:
+    columns = tuple(column[row : row + 1].astype(np.int64) for column in manifest.columns)
+    whole = Assignment.of(run.buckets, columns, run.frame_interval)
+    if whole.fits[number, whole.kind[0]] >= 0:
         return ""
-    reason = next(name for name, count in table.counts().items() if count)
+    bucket, alone = run.buckets.buckets[number], whole
+    if len(run.buckets) > 1:
+        one = Buckets({bucket.resolution: {bucket.num_frames: (1.0, 1)}}, rule=run.buckets.rule)
+        alone = Assignment.of(one, columns, run.frame_interval)
+    reason = REASONS[alone.miss[alone.kind[0]]]
     if reason == "too short":
         return f"too short, {bucket.num_frames * run.frame_interval} frames are needed"
-    if reason == "too small":
+    if reason == "too small" and run.buckets.rule == "resolution":
         least = MIN_AREA * area(bucket.resolution)
-        return f"too small, {height[0] * width[0]:,} pixels of at least {least:,.0f}"
+        return f"too small, {columns[1][0] * columns[2][0]:,} pixels of at least {least:,.0f}"
     return reason
 
 
@@ -104,21 +106,27 @@ def draw_bucket(run: RunConfig, row: int, epoch: int, number: int) -> tuple[str,
         What happened; whether this length was considered, so that shorter ones of the resolution are not
         asked; and whether the clip is kept.
     """
-    bucket, step, said = run.buckets.buckets[number], 0, []
-    rows = np.array([row])
+    drawn: list[float] = []
+
+    def keep_draws(*names: Any) -> np.ndarray:
+        found = run.buckets.keep_draws(*names)
+        drawn.extend(found.tolist())
+        return found
+
+    watched = copy(run.buckets)
+    watched.keep_draws = keep_draws
+    considered, kept = (len(rows) > 0 for rows in watched.draw(number, np.array([row]), run.seed, epoch))
+    bucket, said = run.buckets.buckets[number], []
     if bucket.length is not None:
-        u = hashed_uniform(run.seed, epoch, rows, number, step).item()
-        step += 1
-        if u >= bucket.length:
-            return f"passed by, drew {u:.2f} of less than {bucket.length:g}", False, False
-        said.append(f"considered, drew {u:.2f} of less than {bucket.length:g}")
-    keep = 0.0 if bucket.batch_size is None else 1.0 if bucket.keep is None else bucket.keep
-    if keep >= 1.0:
-        return ", ".join([*said, "taken"]), True, True
-    u = hashed_uniform(run.seed, epoch, rows, number, step).item()
-    kept = u < keep
-    drew = f"drew {u:.2f} of less than {keep:g}" if keep else "probability 0"
-    return ", ".join([*said, f"{'taken' if kept else 'sent on'}, {drew}"]), True, kept
+        compared = f"drew {drawn.pop(0):.2f} of less than {bucket.length:g}"
+        said.append(f"considered, {compared}" if considered else f"passed by, {compared}")
+    if considered:
+        said.append("taken" if kept else "sent on")
+        if drawn:
+            said.append(f"drew {drawn.pop():.2f} of less than {bucket.keep:g}")
+        elif not kept:
+            said.append("probability 0")
+    return ", ".join(said), considered, kept
 
 
 def pixel_story(run: RunConfig, manifest: Manifest, clip: ClipIndex) -> tuple[list[str], list[int], Cut]:

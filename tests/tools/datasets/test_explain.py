@@ -3,6 +3,7 @@
 import re
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from opensora.datasets.buckets import Buckets, ClipIndex
@@ -26,8 +27,8 @@ def test_the_story_ends_where_training_does():
     height, width = draws.integers(60, 700, (2, 150)).astype(np.int32)
     manifest = Manifest([], frames, height, width)
     taken = 0
-    for interval in (1, 2):
-        run = RunConfig(Buckets(CONFIG), interval, "resize_crop", 3)
+    for buckets, interval in ((Buckets(CONFIG), 1), (Buckets(CONFIG), 2), (Buckets(CONFIG, rule="ratio"), 1)):
+        run = RunConfig(buckets, interval, "resize_crop", 3)
         table = rows_by_shape(run, manifest.columns, 1)
         for row in range(len(frames)):
             lines, clip = bucket_story(run, manifest, row, 1)
@@ -41,7 +42,23 @@ def test_the_story_ends_where_training_does():
                 assert clip == ClipIndex(row, *shape[2:5], 1)
                 assert len(told) == 1 and told[0].startswith(f"  {bucket.resolution}, {bucket.num_frames} fr")
                 taken += 1
-    assert 60 < taken < 300
+    assert 60 < taken < 400
+
+
+@pytest.mark.parametrize("keep", [0.1, (0.9, 0.1)])
+def test_a_single_bucket_draws_for_the_clip_itself(keep):
+    size = (
+        np.full(200, 40, dtype=np.int32),
+        np.full(200, 144, dtype=np.int32),
+        np.full(200, 256, dtype=np.int32),
+    )
+    run = RunConfig(Buckets({"144p": {17: (keep, 1)}}), 1, "resize_crop", 3)
+    taken = 0
+    for row in range(200):
+        lines, clip = bucket_story(run, Manifest([], *size), row, 1)
+        assert "drew" in lines[1] and ("taken" in lines[1]) == (clip is not None)
+        taken += clip is not None
+    assert 0 < taken < 60
 
 
 def test_frames_and_pixels_are_those_of_the_dataset(here, make_clip):
