@@ -75,3 +75,14 @@ def test_shifted_windows_have_finite_gradients():
 def test_a_window_of_zero_is_an_error():
     with pytest.raises(ValueError, match=r"window_size=\(0, 8, 8\): sizes are at least 1, or -1"):
         plan_windows((2, 2, 2), (0, 8, 8))
+
+
+def test_orders_made_in_inference_mode_serve_training():
+    token_order.cache_clear()
+    plan, device = plan_windows((2, 4, 4), (-1, 2, 2)), torch.device("cpu")
+    with torch.inference_mode():
+        token_order(plan, device)
+    x = torch.randn(1, 32, 3, requires_grad=True)
+    for order in token_order(plan, device):
+        (gradient,) = torch.autograd.grad(x[:, order].sum(), x)  # indexing keeps the order for backward
+        assert torch.equal(gradient, torch.ones_like(x))
