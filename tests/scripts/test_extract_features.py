@@ -126,3 +126,27 @@ def test_the_main_process_writes_the_index_when_all_shards_are_written(is_main):
     extract({})
     expected = ["announce", "open_folder", "write_clips", "barrier"]
     assert done == expected + ["write_index"] * is_main
+
+
+def test_folders_of_frames_are_extracted_and_those_that_changed_anew(extract, tmp_path, caplog):
+    for number in range(2):
+        (tmp_path / f"clips/{number}").mkdir(parents=True)
+        for frame in range(5):
+            write_image(
+                torch.full((3, 200, 320), frame / 9), tmp_path / "clips" / str(number) / f"{frame}.png"
+            )
+    options = ["--data-path", tmp_path / "clips", "--dataset.layout", "frames"]
+    options += ["--bucket-config", "{'144p': {5: (1.0, 1)}}", "--dataset.frame_interval", 1]
+    folder = extract(*options)
+    before = contents(folder)
+    FeatureDataset(str(folder)).check()
+    assert FeatureDataset(str(folder)).index["latents_shard"].tolist() == [0, 1]
+    extract(*options)
+    assert contents(folder) == before
+    write_image(torch.zeros(3, 200, 320), tmp_path / "clips/1/4.png")
+    with pytest.raises(ValueError, match="clips/1/: it has changed since its features were extracted"):
+        FeatureDataset(str(folder)).check()
+    extract(*options)
+    changed = {name for name, content in contents(folder).items() if content != before[name]}
+    assert {"latents-00001.safetensors", "index.safetensors"} == changed
+    assert "clips/1/ has changed" in caplog.text
