@@ -1,4 +1,4 @@
-"""The demo: real clips, a tiny autoencoder, cached features, a tiny STDiT3, and videos from prompts, on a laptop.
+"""The demo: real clips, a tiny autoencoder, cached features, a tiny STDiT3, and videos from prompts.
 
     python scripts/demo.py [--folder outputs/demo] [--processes N]
 
