@@ -27,6 +27,7 @@ _INTEGERS = ("label", "sample", "epoch")
 
 _LOOK_EVERY_S = 5  # how often who waits for a batch looks whether a reader hangs
 _GRACE_S = 15.0  # beyond the time limit of a file: it stops by itself between two frames
+_DYING_S = 1.0  # until a process that closed its connections counts as dead
 _MOST_LOST = 10  # readers of a run: more is no matter of single files
 
 
@@ -184,6 +185,13 @@ class BatchLoader:
                     raise
                 self._give_up_hanging()
                 continue
+            except (ConnectionError, EOFError, FileNotFoundError):
+                # Batches are fetched from the process that made them. It is gone, unnoticed by torch.
+                time.sleep(_DYING_S)
+                dead = [reader.pid for reader in batches._workers if not reader.is_alive()]
+                if not dead:
+                    raise
+                self._give_up("the process that read it died", dead)
             if batch is not None and "lost" in batch:
                 raise ClipError(batch["lost"])
             return batch

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -156,6 +157,31 @@ class Losing(VideoDataset):
         if row == 3:
             time.sleep(1000)
         return super()._read(clip, row)
+
+
+def test_a_reader_that_dies_while_its_batch_is_fetched_is_a_lost_reader(make_loader, monkeypatch):
+    """Its connection breaks before torch notices its death."""
+
+    class Broken:
+        _workers = (
+            SimpleNamespace(pid=11, is_alive=lambda: True),
+            SimpleNamespace(pid=12, is_alive=lambda: False),
+        )
+
+        def __next__(self):
+            raise ConnectionResetError(104, "Connection reset by peer")
+
+    loader, _ = make_loader(2)
+    killed = []
+    monkeypatch.setattr(loading.os, "kill", lambda pid, _: killed.append(pid))
+    monkeypatch.setattr(loading, "_DYING_S", 0.0)
+    loader.dataset.reading = torch.tensor([[5.0, 0.0, 11.0], [3.0, 0.0, 12.0]], dtype=torch.float64)
+    with pytest.raises(loading._ReaderLostError):
+        loader._wait(Broken())
+    assert list(loader.dataset.unreadable) == [3] and killed == [12]
+    Broken._workers = Broken._workers[:1]
+    with pytest.raises(ConnectionResetError):
+        loader._wait(Broken())
 
 
 @pytest.mark.parametrize("how", ["hangs", "dies"])
