@@ -1,6 +1,5 @@
-"""From requests to files: videos, images and their contact sheets."""
+"""From requests to videos and images."""
 
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,14 +9,11 @@ import torch
 from torch import Tensor
 
 from opensora.datasets.resolutions import frame_count
-from opensora.datasets.video_io import contact_sheet, write_image, write_video
 from opensora.engine.latent_diffusion import LatentDiffusion
+from opensora.engine.output import Output
 from opensora.engine.prompts import Request
 from opensora.utils.logging import get_logger
 from opensora.utils.random import Draws
-
-_UNUSUAL = re.compile(r"[\x00-\x1f\x7f/\\:*?\"<>|]+|^[.\s]+")
-_LONGEST_NAME = 180  # bytes; file systems take 255, with the ending and the sheet's
 
 
 def choose_length(vae: Any, num_frames: int | str, seconds: float | None, fps: float) -> int:
@@ -76,6 +72,7 @@ def generate(
         requests: All of one size and length.
         cfg: Keys of `configs/_base_/inference.py`.
     """
+    output = Output(cfg)
     features = encode_texts(diffusion, requests)
     progress = Progress(len(requests), cfg["verbose"])
     size = 1 if diffusion.device.type == "cpu" else cfg["batch_size"]
@@ -84,7 +81,7 @@ def generate(
         z = sample_requests(diffusion, batch, features, cfg["seed"], progress.begin(first, len(batch)))
         for request, latents in zip(batch, z, strict=True):
             video = diffusion.decode(latents[None], request.num_frames)[0]
-            yield save(video[:, :, : request.height, : request.width], request, cfg)
+            yield output.save(video[:, :, : request.height, : request.width], request)
 
 
 def encode_texts(diffusion: LatentDiffusion, requests: Sequence[Request]) -> dict[str, Tensor]:
@@ -141,45 +138,6 @@ def covering_size(vae: Any, height: int, width: int) -> tuple[int, int]:
         while vae.latent_shape(1, *sides)[axis + 1] * vae.stride[axis + 1] < asked:
             sides[axis] += 1
     return sides[0], sides[1]
-
-
-def save(video: Tensor, request: Request, cfg: Mapping[str, Any]) -> Path:
-    """Write a video and its contact sheet, or an image.
-
-    Args:
-        video: About [-1, 1]. Shape [3, T, H, W].
-        request: What it was made from.
-        cfg: `save_dir`, `sample_name`, `prompt_as_path`, `num_sample`, `fps`, `save_fps`, `frame_interval`.
-    """
-    path = file_path(request, cfg)
-    if request.num_frames == 1:
-        write_image(video[:, 0], path)
-    else:  # the sheet first: a video that is there has one
-        contact_sheet(video, path.with_name(f"{path.stem}_sheet.png"))
-        write_video(video, path, file_fps(cfg))
-    get_logger().info("saved %s", path)
-    return path
-
-
-def file_fps(cfg: Mapping[str, Any]) -> float:
-    """Return the frames per second of the files."""
-    return cfg["save_fps"] if cfg["save_fps"] is not None else cfg["fps"] / cfg["frame_interval"]
-
-
-def file_path(request: Request, cfg: Mapping[str, Any]) -> Path:
-    """Return a request's file: named by a number, or by its prompt.
-
-    A prompt that makes no good file name is changed and gets its key, so different prompts have different
-    files.
-    """
-    stem = f"{cfg['sample_name']}_{request.index:04d}"
-    if cfg["prompt_as_path"]:
-        stem = _UNUSUAL.sub("_", request.prompt).encode()[:_LONGEST_NAME].decode(errors="ignore").strip()
-        if stem != request.prompt:
-            stem = f"{stem}-{request.key:014x}"
-    if cfg["num_sample"] != 1:
-        stem = f"{stem}-{request.sample}"
-    return Path(cfg["save_dir"]) / (stem + (".png" if request.num_frames == 1 else ".mp4"))
 
 
 class Progress:

@@ -1,4 +1,4 @@
-"""From requests to files: lengths, sizes, names, progress, and what a video depends on."""
+"""From requests to videos: lengths, sizes, progress, and what a video depends on."""
 
 import weakref
 from pathlib import Path
@@ -12,8 +12,6 @@ from opensora.engine.generation import (
     choose_length,
     covering_size,
     encode_texts,
-    file_fps,
-    file_path,
     generate,
     sample_requests,
 )
@@ -167,31 +165,6 @@ def test_texts_are_encoded_once_each(diffusion, monkeypatch):
     features = encode_texts(diffusion, pair)
     assert asked == [["a cat on a mat"], ["blurry"]]
     assert features["a cat on a mat"].shape == (7, 384) and features["blurry"].shape[0] < 7
-
-
-# Files
-
-
-def test_names(cfg):
-    cfg = {**cfg, "save_dir": "out", "prompt_as_path": False, "num_sample": 1}
-    assert file_path(request("a", index=3), cfg) == Path("out/sample_0003.mp4")
-    assert file_path(request("a", 1, num_frames=1), {**cfg, "num_sample": 2}).name == "sample_0000-1.png"
-
-
-def test_prompts_as_names_stay_apart_and_in_their_folder(cfg):
-    cfg = {**cfg, "save_dir": "out", "prompt_as_path": True, "num_sample": 1}
-    assert file_path(request("a cat, on a mat."), cfg) == Path("out/a cat, on a mat..mp4")
-    prompts = ["a/b", "a:b", "../b", ".b", "猫" * 200, "猫" * 201, "x" * 300, "x" * 301, "a\nb", "..."]
-    paths = [file_path(request(prompt), cfg) for prompt in prompts]
-    assert len(set(paths)) == len(prompts)
-    for path in paths:
-        assert path.parent == Path("out") and not path.name.startswith(".")
-        assert len(path.with_name(path.stem + "_sheet.png").name.encode()) < 255 and path.name.isprintable()
-
-
-def test_the_rate_of_a_file(cfg):
-    assert file_fps({**cfg, "fps": 24, "frame_interval": 3, "save_fps": None}) == 8
-    assert file_fps({**cfg, "fps": 24, "frame_interval": 3, "save_fps": 30}) == 30
 
 
 # Progress

@@ -1,0 +1,63 @@
+"""Output: from a decoded video to files, and what they are called."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from opensora.datasets.video_io import contact_sheet, write_image, write_video
+from opensora.engine.prompts import Request
+from opensora.utils.logging import get_logger
+
+_UNUSUAL = re.compile(r"[\x00-\x1f\x7f/\\:*?\"<>|]+|^[.\s]+")
+_LONGEST_NAME = 180  # bytes; file systems take 255, with the ending and the sheet's
+
+
+class Output:
+    """Save what requests ask for.
+
+    Args:
+        cfg: Keys of `configs/_base_/inference.py`.
+    """
+
+    def __init__(self, cfg: Mapping[str, Any]) -> None:
+        self.cfg = cfg
+
+    def save(self, video: Tensor, request: Request) -> Path:
+        """Write a video and its contact sheet, or an image.
+
+        Args:
+            video: About [-1, 1]. Shape [3, T, H, W].
+            request: What it was made from.
+        """
+        path = file_path(request, self.cfg)
+        if request.num_frames == 1:
+            write_image(video[:, 0], path)
+        else:  # the sheet first: a video that is there has one
+            contact_sheet(video, path.with_name(f"{path.stem}_sheet.png"))
+            write_video(video, path, file_fps(self.cfg))
+        get_logger().info("saved %s", path)
+        return path
+
+
+def file_fps(cfg: Mapping[str, Any]) -> float:
+    """Return the frames per second of the files."""
+    return cfg["save_fps"] if cfg["save_fps"] is not None else cfg["fps"] / cfg["frame_interval"]
+
+
+def file_path(request: Request, cfg: Mapping[str, Any]) -> Path:
+    """Return a request's file: named by a number, or by its prompt.
+
+    A prompt that makes no good file name is changed and gets its key, so different prompts have different
+    files.
+    """
+    stem = f"{cfg['sample_name']}_{request.index:04d}"
+    if cfg["prompt_as_path"]:
+        stem = _UNUSUAL.sub("_", request.prompt).encode()[:_LONGEST_NAME].decode(errors="ignore").strip()
+        if stem != request.prompt:
+            stem = f"{stem}-{request.key:014x}"
+    if cfg["num_sample"] != 1:
+        stem = f"{stem}-{request.sample}"
+    return Path(cfg["save_dir"]) / (stem + (".png" if request.num_frames == 1 else ".mp4"))
