@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -17,8 +18,22 @@ from pathlib import Path
 from typing import Any
 
 ONLY = "BENCHMARKS_ONLY"  # environment variable: the pattern of `--only`
+_BF16_FLAGS = ("avx512_bf16", "amx_bf16")
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
+
+
+@cache
+def host_dtypes() -> tuple[str, ...]:
+    """Return the precisions that are worth measuring here: bf16 where the processor multiplies such numbers.
+
+    Elsewhere it is emulated, ten times as slow as float32.
+    """
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists() and any(flag in cpuinfo.read_text() for flag in _BF16_FLAGS):
+        return ("fp32", "bf16")
+    print("this processor has no instructions for bf16: its figures are left out", file=sys.stderr)
+    return ("fp32",)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.bare import BareProducts
-from benchmarks.measure import Measure, fresh_process, interleaved, peak_memory, wanted
+from benchmarks.measure import Measure, fresh_process, host_dtypes, interleaved, peak_memory, wanted
 from opensora.models.video_vae import VideoVAE
 from opensora.utils.config import load_config
 
@@ -46,7 +46,7 @@ def run() -> Iterator[Measure]:
             if wanted(name):
                 with torch.no_grad():
                     yield from _case(name, frames, side)
-    if wanted("vae/bf16/psnr"):
+    if "bf16" in host_dtypes() and wanted("vae/bf16/psnr"):
         with torch.no_grad():
             yield _psnr(min(REPEATS))
 
@@ -54,7 +54,7 @@ def run() -> Iterator[Measure]:
 def _case(name: str, frames: int, side: str) -> Iterator[Measure]:
     conditions: dict[str, Any] = {"threads": THREADS, "rounds": REPEATS[frames]}
     calls, latent_frames = {}, {}
-    for dtype in DTYPES:
+    for dtype in host_dtypes():
         calls[f"bare/{dtype}"] = bare(frames, side, dtype).replay
         for mode in (*MODES, "shipped"):
             calls[f"{mode}/{dtype}"], latent_frames[mode] = network(frames, side, dtype, mode)
@@ -63,7 +63,7 @@ def _case(name: str, frames: int, side: str) -> Iterator[Measure]:
     for label, seconds in times.items():
         known = {"reference_s": reference} if label.startswith("whole") and reference else {}
         yield Measure(f"{name}/{label}/time", seconds, "s", conditions=conditions | known)
-    for dtype in DTYPES:
+    for dtype in host_dtypes():
         ratio = times[f"whole/{dtype}"] / times["bare/fp32"]
         yield Measure(f"{name}/whole/{dtype}/over_bare", ratio, "x", OVER_BARE[dtype], conditions=conditions)
         for mode in ("chunks", "shipped"):
