@@ -7,11 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from opensora.layers import known_frames
 from opensora.layers.embeddings import PatchEmbed3D
 from opensora.layers.interfaces import Injection
+from opensora.layers.known_frames import KnownFrames, given_frames, of_class
 from opensora.registry import CONDITIONS
 
-CLASSES = ("none", "i2v_head", "i2v_tail", "i2v_loop", "v2v_head", "v2v_tail", "other")
+CLASSES = (*known_frames.CLASSES, "other")
 NOISY = ("v2v_head_noisy", "other_noisy")  # their reference is encoded from a noisy video
 
 
@@ -131,20 +133,13 @@ def _given(name: str, num_frames: int, u: float, side: float) -> Tensor:
 
     Shape [T].
     """
-    mask = torch.zeros(num_frames)
-    kind = re.sub("_noisy$", "", name)
-    half = num_frames // 2
-    if kind in ("i2v_head", "i2v_loop"):
-        mask[0] = 1
-    if kind in ("i2v_tail", "i2v_loop"):
-        mask[-1] = 1
-    if kind == "v2v_head":
-        mask[:half] = 1
-    if kind == "v2v_tail":
-        mask[half:] = 1
+    kind, half = re.sub("_noisy$", "", name), num_frames // 2
     if kind == "other":  # a head or a tail of random length, two frames at least stay
         longest = max(num_frames - 2, 1)
         length = min(int(u * longest) + 1, num_frames - 1)
-        mask[:length] = 1
-        mask = mask if side < 0.5 else mask.flip(0)
+        start = 0 if side < 0.5 else num_frames - length
+        entries = (KnownFrames(source=start, target=start, length=length),)
+    else:
+        entries = of_class(kind, half if kind == "v2v_head" else num_frames - half)
+    mask = given_frames(entries, num_frames).float()
     return mask if mask.sum() < num_frames else torch.zeros(num_frames)

@@ -8,51 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from opensora.datasets.resolutions import frame_count
 from opensora.engine.latent_diffusion import LatentDiffusion
+from opensora.engine.lengths import covering_size
 from opensora.engine.output import Output
 from opensora.engine.prompts import Request
 from opensora.utils.logging import get_logger
 from opensora.utils.random import Draws
-
-
-def choose_length(vae: Any, num_frames: int | str, seconds: float | None, fps: float) -> int:
-    """Turn what was asked for into a number of frames that the autoencoder gives back.
-
-    A name such as "4s" and a duration are brought to a legal length, and that is logged; a bare number must
-    be legal.
-
-    Args:
-        vae: Says which lengths are legal.
-        num_frames: Number, or published name such as "4s".
-        seconds: Duration; wins over `num_frames`.
-        fps: Frames per second of the file.
-
-    Raises:
-        ValueError: The number is not legal; the message names its neighbours.
-    """
-    if seconds is not None:
-        asked = max(1, round(seconds * fps))
-        lower = vae.legal_length(asked)
-        upper = _next_legal(vae, asked)
-        length = lower if asked - lower <= upper - asked else upper
-        get_logger().info("%g seconds at %g fps: %d frames", seconds, fps, length)
-        return length
-    if isinstance(num_frames, float) and not num_frames.is_integer():
-        raise ValueError(f"num_frames={num_frames}: use a whole number.")
-    asked = frame_count(num_frames)
-    legal = vae.legal_length(asked)
-    if legal == asked:
-        return asked
-    if isinstance(num_frames, str) and not num_frames.isdigit():
-        get_logger().info(
-            "%s is %d frames, cut to %d, the longest that this vae gives back", num_frames, asked, legal
-        )
-        return legal
-    raise ValueError(
-        f"num_frames={asked}: this vae gives back {legal} or {_next_legal(vae, asked)} frames, not {asked}; "
-        "use one of them, or --seconds."
-    )
 
 
 @torch.no_grad()
@@ -127,19 +88,6 @@ def sample_requests(
     return diffusion.sample(batch, draws, on_step=report)
 
 
-def covering_size(vae: Any, height: int, width: int) -> tuple[int, int]:
-    """Return the smallest size, from the asked one up, whose latents decode to at least the asked pixels.
-
-    Autoencoders round down sizes between their multiples; what is too much is cut from the decoded video.
-    """
-    sides = [height, width]
-    for axis in (0, 1):
-        asked = sides[axis]
-        while vae.latent_shape(1, *sides)[axis + 1] * vae.stride[axis + 1] < asked:
-            sides[axis] += 1
-    return sides[0], sides[1]
-
-
 class Progress:
     """Log how far sampling is, how fast, and how long it will take.
 
@@ -178,10 +126,3 @@ def _pad(features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     padded = torch.nn.utils.rnn.pad_sequence(list(features), batch_first=True)
     lengths = torch.tensor([len(f) for f in features])
     return padded, torch.arange(padded.shape[1]) < lengths[:, None]
-
-
-def _next_legal(vae: Any, num_frames: int) -> int:
-    longer = num_frames + 1
-    while vae.legal_length(longer) <= num_frames:
-        longer += 1
-    return vae.legal_length(longer)

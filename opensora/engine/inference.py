@@ -8,8 +8,9 @@ from opensora.acceleration.block_compile import compilations, compile_blocks
 from opensora.acceleration.parallel import init_distributed, parallel_state, shut_down
 from opensora.datasets.resolutions import image_size
 from opensora.engine.build import Components, build_components, parse_dtype, resolve_run
-from opensora.engine.generation import choose_length, generate
+from opensora.engine.generation import generate
 from opensora.engine.latent_diffusion import LatentDiffusion
+from opensora.engine.lengths import choose_length
 from opensora.engine.output import file_fps, file_path
 from opensora.engine.prompts import Request, make_requests
 from opensora.layers.attention import set_attention_backend

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from opensora.layers.known_frames import KnownFrames, given_frames
 from opensora.registry import SCHEDULERS
 
 NAMES = (
@@ -83,17 +84,19 @@ class FrameMask:
 
 def _given(name: str, frames: int, u: float, w: float, coins: Tensor) -> Tensor:
     """Return the given frames of one kind of mask; `u` sets lengths, `w` positions. Bool, shape [T]."""
-    index = torch.arange(frames)
-    if name == "identity":
-        return torch.zeros(frames, dtype=torch.bool)
     if name == "random":
         return coins < 0.1 + 0.8 * u
+    return given_frames(_entries(name, frames, u, w), frames)
+
+
+def _entries(name: str, frames: int, u: float, w: float) -> list[KnownFrames]:
+    if name == "identity":
+        return []
     if name == "interpolate":
-        return index % 2 == int(w * 2)
+        return [KnownFrames(source=i, target=i) for i in range(int(w * 2), frames, 2)]
     family, _, place = name.partition("_")
     longest = frames // 4 if family == "quarter" else 1
     length = min(int(u * longest) + 1, longest)  # 0 where a quarter of the clip is less than a frame
-    if place == "head_tail":
-        return (index < length) | (index >= frames - length)
-    start = {"head": 0, "tail": frames - length, "random": int(w * (frames - length + 1))}[place]
-    return (index >= start) & (index < start + length)
+    start = {"head": 0, "head_tail": 0, "tail": frames - length, "random": int(w * (frames - length + 1))}
+    starts = {start[place], frames - length} if place == "head_tail" else {start[place]}
+    return [KnownFrames(source=i, target=i, length=length) for i in starts if length]

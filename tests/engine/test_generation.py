@@ -9,13 +9,12 @@ import torch
 from opensora.datasets.video_io import probe
 from opensora.engine.generation import (
     Progress,
-    choose_length,
-    covering_size,
     encode_texts,
     generate,
     sample_requests,
 )
 from opensora.engine.latent_diffusion import LatentDiffusion
+from opensora.engine.lengths import choose_length, covering_size
 from opensora.engine.prompts import Request
 from opensora.utils.config import load_config
 from opensora.utils.random import Draws
