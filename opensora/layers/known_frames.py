@@ -60,8 +60,8 @@ class KnownFrames:
             if "mask strategy" in str(error):
                 raise
             raise ValueError(
-                f"mask strategy {_short(text)}: give one to six numbers with commas: loop, reference, its first "
-                "frame, first frame in the clip, length (whole numbers), edit ratio (0 to 1)."
+                f"mask strategy {_short(text)}: give one to six numbers with commas: loop, reference, its "
+                "first frame, first frame in the clip, length (whole numbers), edit ratio (0 to 1)."
             ) from None
 
     def span(self, given: int, frames: int, align: int | None = None) -> tuple[int, int, int]:
@@ -82,7 +82,7 @@ class KnownFrames:
         target = self.target + frames if self.target < 0 else self.target
         if not 0 <= source < given or target < 0:
             raise ValueError(
-                f"mask strategy {str(self)!r}: the reference has {given} latent frames and the clip {frames}; "
+                f"mask strategy {str(self)!r}: the reference has {given} latent frames, the clip {frames}; "
                 "both first frames must lie within."
             )
         if align is not None:
