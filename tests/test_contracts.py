@@ -102,7 +102,9 @@ def test_autoencoders(name):
             assert isinstance(posterior, Posterior)
             torch.testing.assert_close(vae.normalize(posterior.mean), z)
             torch.testing.assert_close(vae.normalize(vae.denormalize(z)), z, atol=1e-5, rtol=1e-5)
-            assert vae.decode(z, frames).shape == video.shape
+            whole = vae.decode(z, frames)
+            assert whole.shape == video.shape
+            assert torch.equal(torch.cat(list(vae.decode_stream(z, frames)), dim=2), whole)
             out = vae(video, Draws(0, [0]))
             assert isinstance(out, Reconstruction)
             assert out.video.shape == video.shape and out.regularizer.shape == (1,)

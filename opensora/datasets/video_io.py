@@ -3,8 +3,9 @@
 The only file that gives `uint8 [T, H, W, C]`; everywhere else a video is float `[C, T, H, W]` in [-1, 1].
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -162,14 +163,14 @@ def to_uint8(video: Tensor) -> Tensor:
     return rearrange(torch.stack(frames), "T C H W -> T H W C")
 
 
-def write_video(video: Tensor, path: str | Path, fps: float) -> Path:
+def write_video(video: Tensor | Iterable[Tensor], path: str | Path, fps: float) -> Path:
     """Write an H.264 file that every player shows (mp4, yuv420p).
 
     That format has even sizes only: an odd height or width is padded by one repeated row or column. The file
     appears under its name when it is whole.
 
     Args:
-        video: Float in [-1, 1], shape [3, T, H, W].
+        video: Float in [-1, 1], shape [3, T, H, W]; or its parts in time, which are encoded as they come.
         path: Ends in .mp4. Missing folders are made.
         fps: Frames per second, above 0.
 
@@ -184,8 +185,9 @@ def write_video(video: Tensor, path: str | Path, fps: float) -> Path:
         raise ValueError(f"path={str(path)!r}: videos are written as .mp4; change the suffix.")
     if not 0 < fps < float("inf"):
         raise ValueError(f"fps={fps!r}: give a number above 0.")
-    frames = to_uint8(video).numpy()
-    height, width = frames.shape[1:3]
+    frames = _frames(video)
+    first = next(frames)
+    height, width = first.shape[:2]
     padding = ((0, height % 2), (0, width % 2), (0, 0))
 
     def write(temporary: Path) -> None:
@@ -194,7 +196,7 @@ def write_video(video: Tensor, path: str | Path, fps: float) -> Path:
             stream = container.add_stream("libx264", rate=rate, options={"crf": "18", "preset": "veryfast"})
             stream.height, stream.width = height + height % 2, width + width % 2
             stream.pix_fmt = "yuv420p"
-            for frame in frames:
+            for frame in chain((first,), frames):
                 image = av.VideoFrame.from_ndarray(np.pad(frame, padding, mode="edge"), format="rgb24")
                 container.mux(stream.encode(image))
             container.mux(stream.encode())
@@ -236,19 +238,52 @@ def contact_sheet(video: Tensor, path: str | Path, columns: int = 4, rows: int =
     Raises:
         ValueError: `columns` or `rows` is below 1, or the video is wrong.
     """
+    for _ in through_sheet((video,), video.shape[1], path, columns, rows):
+        pass
+    return Path(path)
+
+
+def through_sheet(
+    video: Iterable[Tensor], num_frames: int, path: str | Path, columns: int = 4, rows: int = 2
+) -> Iterator[Tensor]:
+    """Pass the parts of a video on, and write their contact sheet once the last one has been asked for.
+
+    Args:
+        video: Parts that follow each other in time. Float in [-1, 1], shape [3, T, H, W].
+        num_frames: Frames of all parts.
+        path: Ends in .png or another image suffix.
+        columns: Frames in a row, at least 1.
+        rows: Rows at most; a short video needs fewer.
+
+    Raises:
+        ValueError: `columns` or `rows` is below 1, or the video is wrong or shorter.
+    """
     if columns < 1 or rows < 1:
         raise ValueError(f"columns={columns}, rows={rows}: both are at least 1.")
-    frames = to_uint8(video).numpy()
-    total, height, width = frames.shape[:3]
-    count = min(total, columns * rows)
-    numbers = np.linspace(0, total - 1, count).round().astype(int)
+    count = min(num_frames, columns * rows)
+    numbers = np.linspace(0, num_frames - 1, count).round().astype(int)
+    picked, start = [], 0
+    for part in video:
+        inside = numbers[(numbers >= start) & (numbers < start + part.shape[1])] - start
+        picked += list(to_uint8(part[:, inside.tolist()]).numpy()) if len(inside) else []
+        start += part.shape[1]
+        yield part
+    if len(picked) < count:
+        raise ValueError(f"num_frames={num_frames}: the video has {start} frames; give its length.")
+    height, width = picked[0].shape[:2]
     sheet = Image.new("RGB", (width * min(columns, count), height * -(-count // columns)))
     draw = ImageDraw.Draw(sheet)
-    for place, number in enumerate(numbers):
+    for place, (number, frame) in enumerate(zip(numbers, picked, strict=True)):
         x, y = place % columns * width, place // columns * height
-        sheet.paste(Image.fromarray(frames[number]), (x, y))
+        sheet.paste(Image.fromarray(frame), (x, y))
         draw.text((x + 2, y + 1), str(number), fill="white", stroke_width=1, stroke_fill="black")
-    return _save_image(sheet, Path(path))
+    _save_image(sheet, Path(path))
+
+
+def _frames(video: Tensor | Iterable[Tensor]) -> Iterator[np.ndarray]:
+    """Yield frames as bytes. Shape [H, W, 3]."""
+    for part in (video,) if isinstance(video, Tensor) else video:
+        yield from to_uint8(part).numpy()
 
 
 def _save_image(image: Image.Image, path: Path) -> Path:

@@ -41,8 +41,9 @@ def generate(
         batch = requests[first : first + size]
         z = sample_requests(diffusion, batch, features, cfg["seed"], progress.begin(first, len(batch)))
         for request, latents in zip(batch, z, strict=True):
-            video = diffusion.decode(latents[None], request.num_frames)[0]
-            yield output.save(video[:, :, : request.height, : request.width], request)
+            parts = diffusion.decode_stream(latents, request.num_frames)
+            video = (part[:, :, : request.height, : request.width] for part in parts)
+            yield output.save(video, request)
 
 
 def encode_texts(diffusion: LatentDiffusion, requests: Sequence[Request]) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from opensora.datasets.video_io import contact_sheet, write_image, write_video
+from opensora.datasets.video_io import through_sheet, write_image, write_video
 from opensora.engine.build import Components, build_components
 from opensora.engine.features import latents_of
 from opensora.engine.noise_augmentation import NoiseAugmentation
@@ -175,12 +175,13 @@ class LatentDiffusion:
         """Save a sample for the first caption of a batch, with a contact sheet."""
         one = {k: v[:1] for k, v in batch.items() if k in (*SIZES, "text", "text_features", "text_mask")}
         z = self.sample(one, Draws(0, [0]))
-        video = self.decode(z, int(one["num_frames"][0]))[0]
-        if video.shape[1] == 1:
-            write_image(video[:, 0], path.with_suffix(".png"))
+        length = int(one["num_frames"][0])
+        video = self.decode_stream(z[0], length)
+        if length == 1:
+            write_image(next(video), path.with_suffix(".png"))
         else:
+            video = through_sheet(video, length, path.with_suffix(".png"))
             write_video(video, path.with_suffix(".mp4"), float(one["fps"][0]))
-            contact_sheet(video, path.with_suffix(".png"))
 
     @torch.no_grad()
     def sample(
@@ -234,9 +235,22 @@ class LatentDiffusion:
         Returns:
             float32 on the CPU, about [-1, 1]. Shape [B, 3, num_frames, H, W].
         """
+        return torch.stack([torch.cat(list(self.decode_stream(one, num_frames)), dim=1) for one in z])
+
+    @torch.no_grad()
+    def decode_stream(self, z: Tensor, num_frames: int) -> Iterator[Tensor]:
+        """Yield the parts of a clip's video one after the other; memory need not grow with its length.
+
+        Args:
+            z: Shape [Z, T, H, W].
+            num_frames: Frames of the video.
+
+        Yields:
+            float32 on the CPU, about [-1, 1]. Shape [3, n, H, W].
+        """
         weight = next(self.vae.parameters())
-        clips = [self.vae.decode(one[None].to(weight), num_frames).float().cpu() for one in z]
-        return torch.cat(clips)
+        for part in self.vae.decode_stream(z[None].to(weight), num_frames):
+            yield part[0].float().cpu()
 
     def _encode_video(self, video: Tensor, draws: Any) -> Tensor:
         weight = next(self.vae.parameters())

@@ -1,13 +1,13 @@
 """Output: from a decoded video to files, and what they are called."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from opensora.datasets.video_io import contact_sheet, write_image, write_video
+from opensora.datasets.video_io import through_sheet, write_image, write_video
 from opensora.engine.prompts import Request
 from opensora.utils.logging import get_logger
 
@@ -25,18 +25,18 @@ class Output:
     def __init__(self, cfg: Mapping[str, Any]) -> None:
         self.cfg = cfg
 
-    def save(self, video: Tensor, request: Request) -> Path:
+    def save(self, video: Iterable[Tensor], request: Request) -> Path:
         """Write a video and its contact sheet, or an image.
 
         Args:
-            video: About [-1, 1]. Shape [3, T, H, W].
+            video: Its parts in time, which are written as they come. About [-1, 1]. Shape [3, n, H, W] each.
             request: What it was made from.
         """
         path = file_path(request, self.cfg)
         if request.num_frames == 1:
-            write_image(video[:, 0], path)
-        else:  # the sheet first: a video that is there has one
-            contact_sheet(video, path.with_name(f"{path.stem}_sheet.png"))
+            write_image(next(iter(video)), path)
+        else:  # the sheet is written before the video has its name: a video that is there has one
+            video = through_sheet(video, request.num_frames, path.with_name(f"{path.stem}_sheet.png"))
             write_video(video, path, file_fps(self.cfg))
         get_logger().info("saved %s", path)
         return path

@@ -4,8 +4,9 @@ Source: Rombach et al. 2022 (latent diffusion); Podell et al. 2023 (SDXL) for th
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from opensora.layers.causal_conv3d import frame_wise
@@ -147,6 +148,10 @@ class ImageVAE(nn.Module):
         Raises:
             ValueError: There are fewer latent frames than `num_frames`.
         """
+        return torch.cat(list(self.decode_stream(z, num_frames)), dim=2)
+
+    def decode_stream(self, z: Tensor, num_frames: int | None = None) -> Iterator[Tensor]:
+        """Yield the parts of `decode` one after the other, a few frames at a time; arguments as there."""
         check_video("z", z, self.latent_channels)
         if num_frames is not None and not 1 <= num_frames <= z.shape[2]:
             raise ValueError(
@@ -156,7 +161,9 @@ class ImageVAE(nn.Module):
         def images(latents: Tensor) -> Tensor:
             return self.module.decode(latents.to(self.module.dtype)).sample
 
-        return frame_wise(images, self.denormalize(z[:, :, :num_frames]), self.micro_batch_size).float()
+        z = self.denormalize(z[:, :, :num_frames])
+        for part in z.split(self.micro_batch_size or z.shape[2], dim=2):
+            yield frame_wise(images, part, self.micro_batch_size).float()
 
     def forward(self, video: Tensor, draws: Draws | ReplayDraws | None = None) -> Reconstruction:
         """Encode and decode. Arguments as for `encode`."""

@@ -3,7 +3,7 @@
 Source: Open-Sora 1.2 (its published weights load unchanged).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -145,6 +145,10 @@ class StackedVAE(nn.Module):
         Raises:
             ValueError: A clip of `num_frames` has another number of latent frames.
         """
+        return torch.cat(list(self.decode_stream(z, num_frames)), dim=2)
+
+    def decode_stream(self, z: Tensor, num_frames: int) -> Iterator[Tensor]:
+        """Yield the parts of `decode` one after the other, a few frames at a time; arguments as there."""
         check_video("z", z, self.latent_channels)
         check_length(num_frames)
         sizes = self._chunk_sizes(num_frames)
@@ -155,8 +159,8 @@ class StackedVAE(nn.Module):
                 f" {z.shape[2]}; give the length of the clip that z was made for."
             )
         chunks = self.denormalize(z).split(latent_sizes, dim=2)
-        frames = [self.temporal_vae.decode(chunk, size) for chunk, size in zip(chunks, sizes, strict=True)]
-        return self.spatial_vae.decode(torch.cat(frames, dim=2))
+        for chunk, size in zip(chunks, sizes, strict=True):
+            yield from self.spatial_vae.decode_stream(self.temporal_vae.decode(chunk, size))
 
     def forward(self, video: Tensor, draws: Draws | ReplayDraws | None = None) -> Reconstruction:
         """Encode and decode. Arguments as for `encode`."""

@@ -3,7 +3,7 @@
 Source: Yu et al. 2023 (MAGVIT-2) for the layout; Open-Sora 1.2 (its published weights load unchanged).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch.nn.functional as F
 from einops import rearrange
@@ -146,6 +146,10 @@ class TemporalVAE(nn.Module):
             )
         x = self.decoder(self.post_quant_conv(z.to(self.quant_conv.conv.weight.dtype)))
         return x[:, :, stride * frames - num_frames :].float()
+
+    def decode_stream(self, z: Tensor, num_frames: int | None = None) -> Iterator[Tensor]:
+        """Yield `decode` in one part: its norms see all frames."""
+        yield self.decode(z, num_frames)
 
     def forward(self, video: Tensor, draws: Draws | ReplayDraws | None = None) -> Reconstruction:
         """Encode and decode. Arguments as for `encode`."""

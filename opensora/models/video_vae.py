@@ -3,7 +3,7 @@
 Source: Open-Sora 1.3 (its published weights load unchanged); Rombach et al. 2022 for the layout.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -211,6 +211,10 @@ class VideoVAE(nn.Module):
         Raises:
             ValueError: The latents give fewer frames than `num_frames`.
         """
+        return torch.cat(list(self.decode_stream(z, num_frames)), dim=2)
+
+    def decode_stream(self, z: Tensor, num_frames: int | None = None) -> Iterator[Tensor]:
+        """Yield the parts of `decode` one after the other, a chunk at a time; arguments as there."""
         check_video("z", z, self.latent_channels)
         chunk = self._latent_length(self.micro_frame_size) if self.micro_frame_size else z.shape[2]
         produced = self._decoded_length(z.shape[2], chunk)
@@ -220,11 +224,18 @@ class VideoVAE(nn.Module):
                 f" ask for 1 to {produced}."
             )
         z = self.denormalize(z).to(self.decoder.conv_in.conv.weight.dtype)
-
-        def decode(latents: Tensor) -> Tensor:
-            return self._join([self.decoder(part) for part in latents.split(chunk, dim=2)])
-
-        return self._batched(decode, z).float()[:, :, :num_frames]
+        left, last = produced if num_frames is None else num_frames, None
+        while left:
+            latents, z = z[:, :, :chunk], z[:, :, chunk:]
+            video = self._batched(self.decoder, latents)
+            if last is not None:  # two chunks have made this frame
+                video = torch.cat((0.5 * (last + video[:, :, :1]), video[:, :, 1:]), dim=2)
+            if self.temporal_overlap and z.shape[2] and video.shape[2] <= left:
+                video, last = video[:, :, :-1], video[:, :, -1:]
+            video = video[:, :, :left]
+            left -= video.shape[2]
+            if video.shape[2]:
+                yield video.float()
 
     def forward(self, video: Tensor, draws: Draws | ReplayDraws | None = None) -> Reconstruction:
         """Encode and decode, with the divergence of the posterior from the standard normal as regularizer.
@@ -244,17 +255,6 @@ class VideoVAE(nn.Module):
         shared = int(self.temporal_overlap)
         starts = range(0, num_frames - shared, chunk - shared)
         return [(start, min(start + chunk, num_frames)) for start in starts]
-
-    def _join(self, chunks: list[Tensor]) -> Tensor:
-        parts = chunks[:1]
-        for chunk in chunks[1:]:
-            if self.temporal_overlap:
-                shared = 0.5 * (parts[-1][:, :, -1:] + chunk[:, :, :1])
-                parts[-1:] = [parts[-1][:, :, :-1], shared]
-                chunk = chunk[:, :, 1:]
-            if chunk.shape[2]:
-                parts.append(chunk)
-        return torch.cat(parts, dim=2)
 
     def _latent_frames(self, num_frames: int) -> int:
         return sum(self._latent_length(stop - start) for start, stop in self._chunks(num_frames))

@@ -18,6 +18,7 @@ from opensora.datasets.video_io import (
     probe,
     read_clip,
     read_image,
+    through_sheet,
     to_uint8,
     write_image,
     write_video,
@@ -155,6 +156,30 @@ def test_written_video_comes_back(tmp_path):
     assert (frames[:, :33, :45].float() - to_uint8(video).float()).abs().max() < 8
     assert (frames[:, 33].float() - frames[:, 32].float()).abs().max() < 4  # the padding repeats the edge
     assert [p.name for p in path.parent.iterdir()] == ["out.mp4"]
+
+
+def test_parts_make_the_files_of_the_whole(tmp_path):
+    video = torch.rand(3, 21, 32, 48, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    write_video(video, tmp_path / "whole.mp4", 8)
+    contact_sheet(video, tmp_path / "whole.png")
+    asked = []
+
+    def parts():
+        for part in video.split((1, 8, 7, 5), dim=1):
+            assert not (tmp_path / "parts.png").exists()
+            asked.append(part.shape[1])
+            yield part
+
+    write_video(through_sheet(parts(), 21, tmp_path / "parts.png"), tmp_path / "parts.mp4", 8)
+    assert asked == [1, 8, 7, 5]
+    for suffix in (".mp4", ".png"):
+        assert (tmp_path / f"parts{suffix}").read_bytes() == (tmp_path / f"whole{suffix}").read_bytes()
+    with pytest.raises(ValueError, match="num_frames=22: the video has 21 frames"):
+        write_video(through_sheet((video,), 22, tmp_path / "long.png"), tmp_path / "long.mp4", 8)
+    bad = torch.full((3, 1, 32, 48), float("nan"))
+    with pytest.raises(ValueError, match="not finite"):
+        write_video((video, bad), tmp_path / "bad.mp4", 8)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["parts.mp4", "parts.png", "whole.mp4", "whole.png"]
 
 
 def test_failed_write_leaves_nothing(tmp_path, monkeypatch):

@@ -237,6 +237,16 @@ def test_num_frames_cuts_the_end() -> None:
     assert vae.decode(z).shape[2] == vae.decode(z, 9).shape[2] == 9
 
 
+def test_a_stream_holds_back_one_frame_of_each_chunk() -> None:
+    vae, z = small(micro_frame_size=5), torch.randn(2, 4, 6, 1, 1)
+    for asked, parts in ((13, [4, 4, 5]), (5, [4, 1]), (4, [4]), (9, [4, 4, 1])):
+        stream = list(vae.decode_stream(z, asked))
+        assert [part.shape[2] for part in stream] == parts
+        torch.testing.assert_close(torch.cat(stream, dim=2), vae.decode(z)[:, :, :asked], atol=0, rtol=0)
+    vae.temporal_overlap = False
+    assert [part.shape[2] for part in vae.decode_stream(z)] == [5, 5, 5]
+
+
 @pytest.mark.parametrize(
     "settings",
     [
