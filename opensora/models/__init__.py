@@ -10,13 +10,12 @@ condition name which samples do without it, `known` marks frames that are given:
 Attribute `conditions: ModuleDict`.
 
 **Autoencoder.** `encode(video, draws=None) -> z`, normalised with `latent_mean` and `latent_std`; the mean of
-the posterior, or a sample of it with `draws`. `decode(z, num_frames) -> video`;
-`decode_stream(z, num_frames)` yields the same in parts that follow each other in time, so that memory need not
-grow with length. `posterior(video) ->
-Posterior` and `normalize(z)`, `denormalize(z)`. `latent_shape(num_frames, height, width) -> (T, H, W)`, true
-for every size that `encode` accepts. `legal_length(num_frames)`: the largest length not above it that
-`decode` gives back. `forward(video, draws) -> Reconstruction`. Attributes `latent_channels`, `stride`
-(frames, rows, columns).
+the posterior, or a sample of it with `draws`. `decode(z, num_frames) -> video`; `decode_stream` with the same
+arguments yields it in parts that follow each other in time, so that memory need not grow with length.
+`posterior(video) -> Posterior` and `normalize(z)`, `denormalize(z)`. `latent_shape(num_frames, height, width)
+-> (T, H, W)`, true for every size that `encode` accepts. `legal_length(num_frames)`: the largest length not
+above it that `decode` gives back. `forward(video, draws) -> Reconstruction`. Attributes `latent_channels`,
+`stride` (frames, rows, columns).
 
 **Text encoder.** `encode(list[str]) -> features [B,L,F], mask [B,L]`; attributes `width` (F), `max_length`;
 `release()` frees the weights, the next `encode` loads them again.
