@@ -55,7 +55,8 @@ validation = dict(
     num_times=10,  # times at which the loss is measured, evenly spaced
     sample=True,  # also save a sample for the first caption, in samples/ of the run folder
 )
-patience = 20  # steps in a row that may be skipped, because numbers are not finite, before the run stops
+patience = 20  # steps in a row without finite gradients after which a run goes back to a checkpoint
+skip_steps = ()  # steps, from 0, that make no update: those that another run skipped, as in its state.json
 wandb = False  # also log to Weights & Biases: into files, or to its server with WANDB_MODE=online
 tensorboard = False  # also write TensorBoard files
 record_time = False  # time the phases of each step

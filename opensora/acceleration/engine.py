@@ -158,6 +158,11 @@ class Engine(ABC):
         self.zero_grad(name)
         return finite
 
+    def skip(self, name: str) -> None:
+        """Make no update, and leave behind what a step with gradients that are not finite does."""
+        self._norms[name] = math.inf
+        self.step(name)
+
     def masters(self, name: str) -> dict[str, Tensor]:
         """Return this process's float32 pieces of the trainable parameters; not copies."""
         return {key: self._owner(name, key).detach() for key in self._trainable[name]}

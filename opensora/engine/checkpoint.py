@@ -37,6 +37,7 @@ class RunState:
         step_in_epoch: Steps of it that are done.
         data: What the data needs to continue: fingerprints and carried rows.
         skipped: Steps without an update, because a gradient was not finite.
+        skip_steps: Steps that make no update because a list says so: the config's, and those of going back.
         window: Values of the steps since the last line of the log, so that the next line is the one that an
             uninterrupted run writes.
     """
@@ -46,6 +47,7 @@ class RunState:
     step_in_epoch: int = 0
     data: dict[str, Any] = field(default_factory=dict)
     skipped: list[int] = field(default_factory=list)
+    skip_steps: list[int] = field(default_factory=list)
     window: list[dict[str, float]] = field(default_factory=list)
 
 

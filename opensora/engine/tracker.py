@@ -30,8 +30,8 @@ class Tracker:
         check_packages(tensorboard, wandb)
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        kept = [line for line in read_log(folder) if line["step"] <= step]
-        write_text("".join(json.dumps(line) + "\n" for line in kept), folder / LOG)
+        self._writer = None
+        self.rewind(step)
         self._writer = _tensorboard(folder, step) if tensorboard else None
         self._run = _wandb(folder) if wandb else None
 
@@ -45,6 +45,14 @@ class Tracker:
                 self._writer.add_scalar(key, value, step)
         if self._run is not None:
             self._run.log(line, step=step)
+
+    def rewind(self, step: int) -> None:
+        """Drop the lines of later steps: the run has gone back, and will write them again."""
+        kept = [line for line in read_log(self.folder) if line["step"] <= step]
+        write_text("".join(json.dumps(line) + "\n" for line in kept), self.folder / LOG)
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = _tensorboard(self.folder, step)
 
     def close(self) -> Path | None:
         """Finish, and draw the losses; return the picture's file."""

@@ -2,20 +2,22 @@
 
 import signal
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
-from opensora.acceleration.parallel import all_reduce_mean, barrier, parallel_state
+from opensora.acceleration.parallel import all_reduce_mean, broadcast_text, parallel_state
 from opensora.engine.checkpoint import FOLDER, RunState, find_checkpoint, read_checkpoint, save_checkpoint
 from opensora.engine.ema import Ema
 from opensora.engine.log_window import LogWindow
 from opensora.engine.optimizer import LrSchedule
+from opensora.engine.recovery import Recovery
 from opensora.utils.logging import get_logger
 
 
@@ -49,7 +51,8 @@ class TrainerSettings:
         ckpt_every: Steps between checkpoints; 0 saves at the end only.
         ckpt_keep: Checkpoints that stay; 0 keeps all.
         validate_every: Steps between validations; 0 never validates.
-        patience: Skipped steps in a row that stop the run.
+        patience: Skipped steps in a row after which the run goes back to a checkpoint, see `Recovery`.
+        skip_steps: Steps, counted from 0, that make no update: those that another run skipped.
         record_time: Log how long each step waits for data and computes, in seconds.
 
     Raises:
@@ -65,6 +68,7 @@ class TrainerSettings:
     ckpt_keep: int = 0
     validate_every: int = 0
     patience: int = 20
+    skip_steps: Sequence[int] = ()
     record_time: bool = False
 
     def __post_init__(self) -> None:
@@ -114,11 +118,12 @@ class Trainer:
         self.task, self.engine, self.data, self.optimizers = task, engine, data, optimizers
         self.schedule, self.settings = schedule, settings
         self.tracker, self.validate = tracker, validate
-        self.state = RunState()
+        self.state = RunState(skip_steps=sorted(settings.skip_steps))
         self.names = list(task.trainable())
         task.use({name: engine.module(name) for name in self.names})
         decay = settings.ema_decay
         self.averages = {} if decay is None else {name: Ema(engine, name, decay) for name in self.names}
+        self.recovery = Recovery(self)
         self._window = LogWindow()
         self._progress = _Progress(schedule.num_steps)
         self._asked = False  # to stop, by a signal to this process
@@ -129,20 +134,25 @@ class Trainer:
         """Train to the end, or until SIGTERM or Ctrl-C asks to stop: then save and return.
 
         Raises:
-            FloatingPointError: Gradients were not finite for `patience` steps in a row.
+            FloatingPointError: Gradients were not finite for `patience` steps in a row, and there is no way
+                back.
+            OSError: The end was reached, and the last checkpoint could not be written.
         """
         handlers = {s: signal.signal(s, self._request_stop) for s in (signal.SIGTERM, signal.SIGINT)}
         try:
             while not self._done():
                 for batches, waited in _timed(self.data.batches(self.state.epoch, self.state.step_in_epoch)):
                     values = self.train_step(batches)
+                    if len(self.recovery.streak()) >= self.settings.patience:
+                        self.recovery.roll_back()
+                        break
                     self._after_step({**values, "seconds_data": waited})
                     if self._done():
                         break
                 else:
                     self.state.epoch, self.state.step_in_epoch = self.state.epoch + 1, 0
-            if self._saved != self.state.step:
-                self.save()
+            if self._saved != self.state.step and (error := self.save()):
+                raise OSError(f"step {self.state.step} is not saved, and the run is over: {error}")
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
@@ -162,25 +172,19 @@ class Trainer:
         for optimizer in self.optimizers.values():
             for group in optimizer.param_groups:
                 group["lr"] = rate
-        values: dict[str, Any] = {"lr": rate, "replaced": 0, "skipped": 0}
-        for i, batch in enumerate(batches):
-            last = i + 1 == len(batches)
-            values["replaced"] += int(batch.get("replaced", 0))
-            losses = self.task.losses(batch, self.state.step)
-            with ExitStack() as stack:
-                # The forward pass is inside as well: engines look there whether to reduce.
-                for name in () if last else self.names:
-                    stack.enter_context(self.engine.no_sync(name))
-                for name, parts in losses:
-                    # A loss that is not finite must not leave finite gradients.
-                    valid = torch.where(parts["loss"].detach().isfinite(), 1.0, torch.nan)
-                    self.engine.backward(parts["loss"] * valid / len(batches), name)
-                    for key, value in parts.items():
-                        if isinstance(value, Tensor) and value.ndim == 0:
-                            label = key if name == "model" or key != "loss" else f"{name}_{key}"
-                            values[label] = values.get(label, 0.0) + value.detach() / len(batches)
-                    if last:
-                        self._update(name, values)
+        values: dict[str, Any] = {"lr": rate, "replaced": sum(int(b.get("replaced", 0)) for b in batches)}
+        values["skipped"] = 0
+        if self.recovery.is_planned:
+            for name in self.names:
+                self.engine.skip(name)
+            spoiled, bad_loss, computed = [], 0.0, {}
+        else:
+            spoiled, bad_loss, computed = self._compute(batches)
+        if spoiled or self.recovery.is_planned:  # all skip it, and the log adds up processes
+            self.recovery.take(batches, spoiled, float(bad_loss))
+            values["skipped"] = 1 / parallel_state().world_size
+        else:
+            values |= computed
         self.state.step += 1
         self.state.step_in_epoch += 1
         if not self._stop and float(all_reduce_mean(float(self._asked))) > 0:
@@ -189,8 +193,39 @@ class Trainer:
         values["seconds_step"] = time.perf_counter() - start  # agreeing has waited for the device
         return values
 
-    def save(self) -> None:
-        """Write a checkpoint of the current state. Called by all processes."""
+    def _compute(self, batches: list[dict[str, Any]]) -> tuple[list[str], Tensor | float, dict[str, Any]]:
+        """Return the modules whose gradient was not finite, how many losses were not, and the values."""
+        values: dict[str, Any] = {}
+        spoiled: list[str] = []
+        bad_loss: Tensor | float = 0.0
+        for i, batch in enumerate(batches):
+            last = i + 1 == len(batches)
+            losses = self.task.losses(batch, self.state.step)
+            with ExitStack() as stack:
+                # The forward pass is inside as well: engines look there whether to reduce.
+                for name in () if last else self.names:
+                    stack.enter_context(self.engine.no_sync(name))
+                for name, parts in losses:
+                    # A loss that is not finite must not leave finite gradients.
+                    finite = parts["loss"].detach().isfinite()
+                    bad_loss = bad_loss + (~finite).float()
+                    valid = torch.where(finite, 1.0, torch.nan)
+                    self.engine.backward(parts["loss"] * valid / len(batches), name)
+                    for key, value in parts.items():
+                        if isinstance(value, Tensor) and value.ndim == 0:
+                            label = key if name == "model" or key != "loss" else f"{name}_{key}"
+                            values[label] = values.get(label, 0.0) + value.detach() / len(batches)
+                    if last and not self._update(name, values):
+                        spoiled.append(name)
+        return spoiled, bad_loss, values
+
+    def save(self) -> str:
+        """Write a checkpoint of the current state. Called by all processes.
+
+        Returns:
+            Why it could not be written, for example because the disk is full; the older ones are still there.
+            Empty if it was.
+        """
         tensors: dict[str, dict[str, Tensor]] = {}
         for name in self.names:  # every process takes part in gathering, the main one gets whole tensors
             tensors[name] = self.engine.weights(name)
@@ -199,10 +234,22 @@ class Trainer:
                 tensors[f"{name}_ema"] = self.engine.frozen(name) | self.averages[name].whole()
         self.state.data = self.data.state()
         self.state.window = self._window.steps()
+        error = ""
+        skipped = self.state.step - 1 in self.state.skipped[-1:]  # then an older one may be gone back to
         if parallel_state().is_main:
-            save_checkpoint(self.tracker.folder, self.state, tensors, self.settings.ckpt_keep)
-        self._saved = self.state.step
-        barrier()
+            try:
+                keep = 0 if skipped else self.settings.ckpt_keep
+                save_checkpoint(self.tracker.folder, self.state, tensors, keep)
+            except (OSError, SafetensorError) as failure:
+                error = f"{self.tracker.folder}: no checkpoint of step {self.state.step} ({failure})"
+        error = broadcast_text(error)
+        if not error:
+            self._saved = self.state.step
+        else:
+            older = "none yet" if self._saved is None else f"the newest is that of step {self._saved}"
+            error = f"{error}; {older}. Free space on that disk."
+            get_logger().warning("%s Training goes on, and the next save tries again.", error)
+        return error
 
     def load(self, path: str | Path, from_scratch: bool = False) -> None:
         """Continue from a checkpoint, on any number of processes.
@@ -229,28 +276,19 @@ class Trainer:
                 self.averages[name].load(tensors.get(f"{name}_ema", tensors[name]))
         if not from_scratch:
             self.data.load(state.data)
-            self.state = state
+            state.skip_steps = sorted({*state.skip_steps, *self.settings.skip_steps})
+            self.state, self.recovery.origin = state, path
             self._window = LogWindow(state.window)
             if path.parent.resolve() == (self.tracker.folder / FOLDER).resolve():
                 self._saved = state.step
         get_logger().info("continued from %s at step %d, epoch %d", path, self.state.step, self.state.epoch)
 
-    def _update(self, name: str, values: dict[str, Any]) -> None:
+    def _update(self, name: str, values: dict[str, Any]) -> bool:
         values[f"grad_norm_{name}"] = self.engine.clip(name, self.settings.grad_clip)
-        if self.engine.step(name):
-            if name in self.averages:
-                self.averages[name].update()
-            return
-        skipped, patience = self.state.skipped, self.settings.patience
-        if self.state.step not in skipped[-1:]:
-            skipped.append(self.state.step)
-            values["skipped"] = 1 / parallel_state().world_size  # all skip it, and the log adds up processes
-        get_logger().warning("step %d skipped: the gradient of %s is not finite", self.state.step, name)
-        if skipped[-patience:] == list(range(self.state.step - patience + 1, self.state.step + 1)):
-            raise FloatingPointError(
-                f"gradients of {name} were not finite for {patience} steps in a row, up to step "
-                f"{self.state.step}; lower the learning rate, or load a checkpoint from before."
-            )
+        updated = self.engine.step(name)
+        if updated and name in self.averages:
+            self.averages[name].update()
+        return updated
 
     def _after_step(self, values: dict[str, Any]) -> None:
         step, settings = self.state.step, self.settings

@@ -183,6 +183,9 @@ class _Silent:
     def log(self, step: int, values: Mapping[str, Any]) -> None:
         """Write nothing."""
 
+    def rewind(self, step: int) -> None:
+        """Drop nothing."""
+
     def close(self) -> None:
         """Do nothing."""
 

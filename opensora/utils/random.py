@@ -9,7 +9,8 @@ Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3" (Philo
 import hashlib
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -21,6 +22,20 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+
+
+_records: list[dict[str, Tensor]] = []
+
+
+@contextmanager
+def recorded_draws() -> Iterator[dict[str, Tensor]]:
+    """Give a dict that fills with what `Draws` draw meanwhile, as "name/step": for reports and replays."""
+    record: dict[str, Tensor] = {}
+    _records.append(record)
+    try:
+        yield record
+    finally:
+        _records.remove(record)
 
 
 class Draws:
@@ -78,7 +93,9 @@ class Draws:
         edges = np.cumsum(np.asarray(weights, dtype=np.float64)) / total
         last = max(i for i, w in enumerate(weights) if w > 0)
         u = [float(_uniform64(_stream(*key, name, step), 1)[0]) for key in self.keys]
-        return [min(int(np.searchsorted(edges, x, side="right")), last) for x in u]
+        picks = [min(int(np.searchsorted(edges, x, side="right")), last) for x in u]
+        _record(name, step, torch.tensor(picks))
+        return picks
 
     def _rows(self, name: str, step: int, shape: Sequence[int], draw) -> Tensor:  # noqa: ANN001
         if not shape or shape[0] != len(self.keys):
@@ -87,7 +104,9 @@ class Draws:
             )
         count = math.prod(shape[1:])
         rows = [torch.from_numpy(draw(_stream(*key, name, step), count)) for key in self.keys]
-        return torch.stack(rows).reshape(tuple(shape))
+        result = torch.stack(rows).reshape(tuple(shape))
+        _record(name, step, result)
+        return result
 
 
 class ReplayDraws:
@@ -117,6 +136,12 @@ class ReplayDraws:
         return value
 
     uniform = normal
+
+
+def _record(name: str, step: int, result: Tensor) -> None:
+    for record in _records:
+        known = [record[key]] if (key := f"{name}/{step}") in record else []  # of clips drawn one by one
+        record[key] = torch.cat((*known, result))
 
 
 def _stream(seed: int, epoch: int, sample: int, name: str, step: int) -> np.random.Philox:

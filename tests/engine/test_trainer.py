@@ -296,7 +296,7 @@ def test_a_step_without_finite_gradients_changes_nothing(whole, tmp_path, value)
 
 def test_many_skipped_steps_in_a_row_stop_the_run(tmp_path):
     broken = Task(lambda step: float("nan") if step in (0, 2) or step > 3 else 0.0)
-    with pytest.raises(FloatingPointError, match="not finite for 3 steps in a row, up to step 6; lower the"):
+    with pytest.raises(FloatingPointError, match="for 3 steps in a row, up to step 6; there is no"):
         trainer_of(tmp_path, task=broken, patience=3).fit()
     assert not list_checkpoints(tmp_path)  # what was saved before stays the newest
 
