@@ -31,6 +31,8 @@ class ParallelState:
         local_rank: Number of this process on its machine, from 0.
         device: Where it computes.
         data_group: Processes that see different samples; None for all of them.
+        sequence_group: Processes that share the tokens of the same samples, of consecutive ranks; None when
+            each process has samples of its own.
     """
 
     rank: int = 0
@@ -38,6 +40,7 @@ class ParallelState:
     local_rank: int = 0
     device: torch.device = torch.device("cpu")
     data_group: ProcessGroup | None = None
+    sequence_group: ProcessGroup | None = None
 
     @property
     def is_main(self) -> bool:
@@ -54,6 +57,16 @@ class ParallelState:
         """Number of processes in the data group."""
         return dist.get_world_size(self.data_group) if dist.is_initialized() else 1
 
+    @property
+    def sequence_rank(self) -> int:
+        """Number of this process in its sequence group."""
+        return 0 if self.sequence_group is None else dist.get_rank(self.sequence_group)
+
+    @property
+    def sequence_size(self) -> int:
+        """Number of processes in its sequence group."""
+        return 1 if self.sequence_group is None else dist.get_world_size(self.sequence_group)
+
 
 _state = ParallelState()
 
@@ -63,7 +76,9 @@ def parallel_state() -> ParallelState:
     return _state
 
 
-def init_distributed(device: str | None = None, timeout_s: float = 3600.0) -> ParallelState:
+def init_distributed(
+    device: str | None = None, timeout_s: float = 3600.0, sp_size: int = 1
+) -> ParallelState:
     """Join the processes that a launcher started, and choose this one's device.
 
     torchrun and accelerate name a process by RANK, WORLD_SIZE and LOCAL_RANK; without them a SLURM step of
@@ -73,15 +88,22 @@ def init_distributed(device: str | None = None, timeout_s: float = 3600.0) -> Pa
     Args:
         device: "cuda" or "cpu"; None takes a GPU where torch sees one.
         timeout_s: Seconds after which a process that waits for the others gives up.
+        sp_size: Processes that share one sequence; divides the number of processes.
 
     Returns:
         The state, which `parallel_state()` gives from now on.
 
     Raises:
-        ValueError: The device does not exist here, or the launcher's variables make no sense.
+        ValueError: The device does not exist here, the launcher's variables make no sense, or `sp_size` does
+            not fit the number of processes.
     """
     global _state
     rank, world_size, local_rank, local_size = _launched(os.environ)
+    if sp_size < 1 or world_size % sp_size:
+        raise ValueError(
+            f"sp_size={sp_size}: it must divide the number of processes, which is {world_size}. Start a "
+            f"multiple of {max(sp_size, 1)} processes with torchrun --nproc_per_node, or set sp_size=1."
+        )
     place = _device(device, local_rank, local_size)
     if place.type == "cuda":
         torch.cuda.set_device(place)
@@ -100,7 +122,7 @@ def init_distributed(device: str | None = None, timeout_s: float = 3600.0) -> Pa
             device_id=place if place.type == "cuda" else None,
         )
         atexit.register(shut_down)
-    _state = ParallelState(rank, world_size, local_rank, place)
+    _state = ParallelState(rank, world_size, local_rank, place, *_groups(world_size, sp_size, timeout_s))
     return _state
 
 
@@ -187,6 +209,20 @@ def all_equal(value: str) -> bool:
     everyone = [torch.empty_like(own) for _ in range(dist.get_world_size())]
     dist.all_gather(everyone, own)
     return all(torch.equal(own, other) for other in everyone)
+
+
+def _groups(
+    world_size: int, sp_size: int, timeout_s: float
+) -> tuple[ProcessGroup | None, ProcessGroup | None]:
+    """Make this process's data group and sequence group."""
+    if sp_size == 1:
+        return None, None
+    numbers = torch.arange(world_size).view(-1, sp_size)
+    data, sequence = (
+        dist.new_subgroups_by_enumeration(ranks.tolist(), timeout=timedelta(seconds=timeout_s))[0]
+        for ranks in (numbers.T, numbers)
+    )
+    return data, sequence
 
 
 def _bytes(data: bytes) -> Tensor:

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from opensora.layers.fused import norm_and_turn, reorder
 from opensora.layers.host_attention import host_attention, is_faster
 from opensora.layers.rope import RotaryTable, apply_rotary
+from opensora.layers.sequence import LocalPlan
 from opensora.layers.transformer import RMSNorm
-from opensora.layers.windows import WindowPlan, token_order
+from opensora.layers.windows import WindowPlan
 
 BACKENDS = ("auto", "math", "sdpa", "flash")
 
@@ -51,6 +52,8 @@ def attention(
             f"{q.device.type}, {q.dtype}, mask={mask is not None}, {q.shape[-1]}. Use 'auto' to fall back "
             f"where needed."
         )
+    if not q.numel():  # a process of a sequence group may have nothing to do
+        return q.clone()
     if backend == "flash" or (backend == "auto" and fits and k.shape[2] > 128 and _flash() is not None):
         return _flash_attention(q, k, v, causal)
     if backend == "math":
@@ -110,39 +113,55 @@ class SelfAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(
-        self, x: Tensor, plan: WindowPlan, rope: RotaryTable | None = None, causal: bool = False
+        self,
+        x: Tensor,
+        plan: WindowPlan | LocalPlan,
+        rope: RotaryTable | None = None,
+        causal: bool = False,
     ) -> Tensor:
         """Let each token see the tokens of its window.
 
         Args:
-            x: Tokens in (T, H, W) order. Shape [B, T * H * W, D].
+            x: Tokens in (T, H, W) order, or those of this process in the order of its layout. Shape
+                [B, N, D].
             plan: How the grid is cut into windows.
-            rope: The rotary table of all tokens, in the order of `windows.token_order`, or None.
+            rope: The rotary table of these tokens, in the order of `windows.token_order`, or None.
             causal: Whether a token sees itself and earlier ones of its window only.
 
         Returns:
-            Shape [B, T * H * W, D].
+            Shape [B, N, D].
         """
         x = self.to_windows(x, plan)
         q, k, v = self._heads(self.qkv(x).unflatten(-1, (3, self.num_heads, -1)), rope)
         return self.to_windows(self.proj(self.attend(q, k, v, plan, causal).flatten(2)), plan, back=True)
 
-    def to_windows(self, x: Tensor, plan: WindowPlan, back: bool = False) -> Tensor:
+    def to_windows(self, x: Tensor, plan: WindowPlan | LocalPlan, back: bool = False) -> Tensor:
         """Let the tokens of each window follow each other, or put them back. Shape [B, N, D]."""
-        order = token_order(plan, x.device)
+        order = plan.order(x.device)
         if order is None:
             return x
         return reorder(x, *(reversed(order) if back else order))
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, plan: WindowPlan, causal: bool = False) -> Tensor:
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, plan: WindowPlan | LocalPlan, causal: bool = False
+    ) -> Tensor:
         """Attend within windows that follow each other. Shapes [B, N, heads, d]."""
+        if plan.tokens is None:
+            return self._attend_here(q, k, v, plan, causal)
+        q, k, v = plan.to_heads(torch.stack((q, k, v), 2)).unbind(2)
+        return plan.to_tokens(self._attend_here(q, k, v, plan, causal), self.num_heads)
+
+    def _attend_here(
+        self, q: Tensor, k: Tensor, v: Tensor, plan: WindowPlan | LocalPlan, causal: bool
+    ) -> Tensor:
         outs, start = [], 0
-        for group in plan.groups:
-            stop = start + group.num_windows * group.num_tokens
-            parts = (t[:, start:stop].reshape(-1, group.num_tokens, *t.shape[2:]) for t in (q, k, v))
+        for num_windows, num_tokens in plan.runs:
+            stop = start + num_windows * num_tokens
+            shape = (q.shape[0] * num_windows, num_tokens, *q.shape[2:])
+            parts = (t[:, start:stop].reshape(shape) for t in (q, k, v))
             heads = (part.transpose(1, 2) for part in parts)  # [B windows, heads, tokens, d]
             out = attention(*heads, causal=causal, backend=self.backend)
-            outs.append(out.transpose(1, 2).reshape(q.shape[0], -1, *q.shape[2:]))
+            outs.append(out.transpose(1, 2).reshape(q.shape[0], stop - start, *q.shape[2:]))
             start = stop
         return outs[0] if len(outs) == 1 else torch.cat(outs, dim=1)
 
@@ -210,7 +229,7 @@ class CrossAttention(nn.Module):
             q = rearrange(q, "B T S (heads d) -> B heads (T S) d", heads=self.num_heads)
             keys = None if mask is None else mask[:, None, None]
             out = rearrange(attention(q, k, v, keys, backend=self.backend), "B heads N d -> B N (heads d)")
-            return self.proj(out).unflatten(1, (frames, -1))
+            return self.proj(out).view_as(x)
         # Each frame is a row of the batch and picks its own keys: the prompt's, or the null caption's.
         k, v = self._keys(torch.cat((context, null_context)))
         samples = torch.arange(x.shape[0], device=x.device)[:, None]
@@ -218,7 +237,7 @@ class CrossAttention(nn.Module):
         keys = None if mask is None else mask.repeat_interleave(frames, 0)[:, None, None]
         q = rearrange(q, "B T S (heads d) -> (B T) heads S d", heads=self.num_heads)
         out = attention(q, k[pick], v[pick], keys, backend=self.backend)
-        return self.proj(rearrange(out, "(B T) heads S d -> B T S (heads d)", T=frames))
+        return self.proj(rearrange(out, "(B T) heads S d -> B T S (heads d)", B=x.shape[0]))
 
     def _keys(self, context: Tensor) -> tuple[Tensor, Tensor]:
         kv = self.kv_linear(context)

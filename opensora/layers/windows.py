@@ -17,6 +17,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+Order = tuple[Tensor, Tensor]  # for each new place the old one, and the other way round; int64, shape [N]
+
 
 @dataclass(frozen=True)
 class WindowGroup:
@@ -54,6 +56,16 @@ class WindowPlan:
 
     grid: tuple[int, int, int]
     groups: tuple[WindowGroup, ...]
+    tokens = None  # this process has all of them, see `sequence.LocalPlan`
+
+    @property
+    def runs(self) -> tuple[tuple[int, int], ...]:
+        """For each group its number of windows and the tokens in one, in the order of `token_order`."""
+        return tuple((group.num_windows, group.num_tokens) for group in self.groups)
+
+    def order(self, device: torch.device) -> Order | None:
+        """Return `token_order` of this plan."""
+        return token_order(self, device)
 
 
 @lru_cache(maxsize=256)
@@ -86,7 +98,7 @@ def plan_windows(
 
 
 @lru_cache(maxsize=256)
-def token_order(plan: WindowPlan, device: torch.device) -> tuple[Tensor, Tensor] | None:
+def token_order(plan: WindowPlan, device: torch.device) -> Order | None:
     """Return the order in which the tokens of each window follow each other, group by group, and its inverse.
 
     Args:

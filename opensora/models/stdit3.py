@@ -1,19 +1,30 @@
 """STDiT3, the denoiser of Open-Sora 1.2 and 1.3: spatial and temporal blocks with text cross attention."""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from opensora.acceleration.activation_checkpoint import checkpointed
+from opensora.acceleration.parallel import parallel_state
 from opensora.layers.attention import CrossAttention, SelfAttention
 from opensora.layers.embeddings import PatchEmbed3D, TimestepEmbedder, position_embedding_2d, unpatchify
 from opensora.layers.fused import modulated_norm
 from opensora.layers.interfaces import Injection, inject
 from opensora.layers.rope import RotaryEmbedding, RotaryTable, join_tables
+from opensora.layers.sequence import (
+    Layout,
+    LocalPlan,
+    choose_layouts,
+    gather,
+    localize,
+    move,
+    own_frames,
+    split,
+)
 from opensora.layers.transformer import FinalLayer, Mlp
 from opensora.layers.windows import WindowPlan, plan_windows
 from opensora.registry import CONDITIONS, MODELS, build, fill_in, register_preset
@@ -35,13 +46,30 @@ class BlockInputs:
     injection: Injection
     modulation: Tensor
 
+    def own(self, layout: Layout | None) -> "BlockInputs":
+        """Return what belongs to this process's frames."""
+        if layout is None or layout.dim != 1:
+            return self
+        modulation = self.modulation
+        null_frames = own_frames(self.injection.null_frames, layout)
+        if modulation.shape[1] == sum(layout.sizes):
+            modulation = own_frames(modulation, layout)
+        return BlockInputs(replace(self.injection, null_frames=null_frames), modulation)
+
 
 @dataclass
 class Geometry:
-    """How one kind of block attends: the windows of the grid and the rotary table of its tokens."""
+    """How one kind of block attends.
 
-    plan: WindowPlan
+    Args:
+        plan: The windows of the grid, or of this process's tokens.
+        rope: The rotary table of these tokens.
+        layout: Which tokens each process of a sequence group holds; None when there is no such group.
+    """
+
+    plan: WindowPlan | LocalPlan
     rope: RotaryTable | None
+    layout: Layout | None = None
 
 
 @dataclass
@@ -133,6 +161,7 @@ class STDiT3(nn.Module):
     adaLN-single).
     """
 
+    sequence_parallel = "auto"  # see `set_sequence_parallel`
     renames = (
         ("y_embedder.", "conditions.text."),
         ("fps_embedder.", "conditions.size.embedders.fps."),
@@ -248,18 +277,25 @@ class STDiT3(nn.Module):
         if injection.channels is not None:
             h = h + injection.channels
         h = h.unflatten(1, (grid[0], -1)) + shape.positions  # [B, T, S, D]
+        layout = shape.spatial.layout
+        h = split(h, layout)
 
         time, time_zero = self._embed_time(t, injection.vector, known is not None)
         known = self._known_patches(known, grid[0])
         inputs = BlockInputs(injection, self._modulation(time, time_zero, known))
-        for i, block in enumerate(self.spatial_blocks):
-            h = checkpointed(block, h, inputs, shape.spatial)
-            if not self.skip_temporal:
-                geometry = shape.temporal[i % len(shape.temporal)]
-                h = checkpointed(self.temporal_blocks[i], h, inputs, geometry)
+        for block, geometry in self._blocks(shape):
+            h, layout = move(h, layout, geometry.layout), geometry.layout
+            h = checkpointed(block, h, inputs.own(layout), geometry)
 
-        h = self.final_layer(h, time, time_zero, known)
-        return unpatchify(h, self.patch_size, size).float()
+        h = self.final_layer(h, time, time_zero, own_frames(known, layout))
+        return unpatchify(gather(h, layout), self.patch_size, size).float()
+
+    def _blocks(self, shape: Shape) -> Iterator[tuple[STDiT3Block, Geometry]]:
+        """Yield the blocks in their order."""
+        for i, block in enumerate(self.spatial_blocks):
+            yield block, shape.spatial
+            if not self.skip_temporal:
+                yield self.temporal_blocks[i], shape.temporal[i % len(shape.temporal)]
 
     def _scale(self, cond: Mapping[str, Tensor], dtype: torch.dtype) -> float:
         sides = torch.stack((cond["height"][0], cond["width"][0])).cpu()
@@ -276,13 +312,17 @@ class STDiT3(nn.Module):
         if made_with != now:
             shapes = {}
             self._shapes = (now, shapes)
-        shape = shapes.get((grid, scale))
+        processes = parallel_state()
+        mode = self.sequence_parallel if processes.sequence_size > 1 else None
+        shape = shapes.get((grid, scale, mode))
         if shape is None:
             with torch.inference_mode(False), torch.no_grad():  # training reads the tables too
                 positions = self._positions(grid, scale, weight)[:, None]
                 spatial, temporal = self._geometries(grid, scale, weight.dtype)
+                if mode is not None:
+                    spatial, temporal = self._share_out(spatial, temporal, mode, weight.device)
             shape = Shape(positions, spatial, temporal)
-            _keep(shapes, (grid, scale), shape)
+            _keep(shapes, (grid, scale, mode), shape)
         return shape
 
     def _positions(self, grid: tuple[int, int, int], scale: float, weight: Tensor) -> Tensor:
@@ -335,6 +375,19 @@ class STDiT3(nn.Module):
             return spatial, [Geometry(plan, join_tables(plan, [self.rope.table(grid[0], compat)]))]
         shifts = (False, True) if self.shift_window else (False,)
         return spatial, [axial(plan_windows(grid, self.window_size, shift)) for shift in shifts]
+
+    def _share_out(
+        self, spatial: Geometry, temporal: list[Geometry], mode: str, device: torch.device
+    ) -> tuple[Geometry, list[Geometry]]:
+        """Cut plans and tables to what this process of a sequence group needs."""
+        processes = parallel_state()
+        kinds = [spatial] if self.skip_temporal else [spatial, *temporal]
+        layouts = choose_layouts([kind.plan for kind in kinds], mode, processes.sequence_size, device)
+        first, *rest = (
+            Geometry(*localize(kind.plan, kind.rope, layout, processes.sequence_rank, device), layout)
+            for kind, layout in zip(kinds, layouts, strict=True)
+        )
+        return first, rest
 
     def _choose_trained(self, freeze: Sequence[str], train_only: Sequence[str]) -> None:
         names = [name for name, _ in self.named_parameters()]
