@@ -6,7 +6,8 @@ device = "auto"  # "auto" takes a GPU where there is one; "cpu" or "cuda" insist
 ema = True  # of a run folder given as weights, take the averaged weights where there are some
 attention_backend = "auto"  # "auto", "math", "sdpa" or "flash"; auto takes the fastest (docs/performance.md)
 compile = False  # compile each block of the model with torch.compile at its first step; pays for long videos
-sp_size = 1  # processes that share one video
+sp_size = 1  # processes that share the tokens of one video; divides the number of processes
+sequence_parallel = "auto"  # how they share: "axis" (moves least), "ulysses" (always even) or "auto"
 verbose = 1  # 0 is silent, 1 logs a line every ten seconds, 2 every step
 
 # What

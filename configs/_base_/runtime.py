@@ -8,7 +8,8 @@ compile = False  # compile each block of the model with torch.compile, before th
 # Processes
 device = "auto"  # "auto" takes GPUs where there are some; "cpu" or "cuda" insist
 plugin = "zero2"  # None (one process), "ddp", "zero1", "zero2", "zero1-seq" or "zero2-seq"
-sp_size = 1  # processes that share one sequence; above 1 needs a plugin with -seq
+sp_size = 1  # processes that share the tokens of the same clips; divides the number of processes
+sequence_parallel = "auto"  # how they share: "axis" (moves least), "ulysses" (always even) or "auto"
 reduce_bucket_size_in_m = 20  # ZeRO: gradients reduced at once, in millions of numbers
 
 # Optimization

@@ -44,7 +44,7 @@ from torch.optim import Optimizer
 from opensora.acceleration.loss_scale import LossScale
 from opensora.acceleration.parallel import parallel_state
 
-PLUGINS = ("none", "ddp", "zero1", "zero2")
+PLUGINS = ("none", "ddp", "zero1", "zero2", "zero1-seq", "zero2-seq")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -407,7 +407,8 @@ def build_engine(
     """Build the engine of a run; `init_distributed` comes first. Modules move to the device.
 
     Args:
-        plugin: "none" or None, "ddp", "zero1" or "zero2".
+        plugin: "none" or None, "ddp", "zero1" or "zero2"; "zero1-seq" and "zero2-seq" are the published names
+            of the last two with sequence groups, which work with every plugin.
         dtype: "bf16", "fp16" or "fp32".
         modules: The networks that are trained, by name. ZeRO casts their weights in place.
         optimizers: For each module a torch optimizer over its trainable parameters. ZeRO replaces the
@@ -424,6 +425,7 @@ def build_engine(
     plugin = "none" if plugin is None else plugin
     if plugin not in PLUGINS:
         raise ValueError(f"plugin={plugin!r}: use one of {', '.join(PLUGINS)}.")
+    plugin = plugin.removesuffix("-seq")
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r}: use one of {', '.join(DTYPES)}.")
     if modules.keys() != optimizers.keys():

@@ -7,17 +7,20 @@ process, every function here works and communicates with nobody.
 import atexit
 import gc
 import hashlib
+import json
 import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+_MANY = 1 << 16  # numbers of a tensor that stays on the device it arrived on
 _ADDRESS = ("MASTER_ADDR", "MASTER_PORT")
 
 
@@ -76,9 +79,7 @@ def parallel_state() -> ParallelState:
     return _state
 
 
-def init_distributed(
-    device: str | None = None, timeout_s: float = 3600.0, sp_size: int = 1
-) -> ParallelState:
+def init_distributed(device: str | None = None, timeout_s: float = 3600.0, sp_size: int = 1) -> ParallelState:
     """Join the processes that a launcher started, and choose this one's device.
 
     torchrun and accelerate name a process by RANK, WORLD_SIZE and LOCAL_RANK; without them a SLURM step of
@@ -167,24 +168,56 @@ def all_reduce_mean(value: Tensor | float) -> Tensor:
     return total
 
 
-def broadcast_text(text: str | None) -> str:
+def broadcast_text(text: str | None, group: ProcessGroup | None = None) -> str:
     """Return the text of the first process everywhere; JSON carries anything else.
 
     Args:
         text: The text on the first process. Others may pass None.
+        group: Processes that take part; None is all.
     """
     if not dist.is_initialized():
         return text or ""
-    data = (text or "").encode() if _state.is_main else b""
+    first = dist.get_rank(group) == 0
+    data = (text or "").encode() if first else b""
     size = torch.tensor(len(data), device=_state.device)
-    dist.broadcast(size, 0)
+    dist.broadcast(size, group=group, group_src=0)
     if not int(size):
         return ""
-    received = (
-        _bytes(data) if _state.is_main else torch.empty(int(size), dtype=torch.uint8, device=_state.device)
-    )
-    dist.broadcast(received, 0)
+    received = _bytes(data) if first else torch.empty(int(size), dtype=torch.uint8, device=_state.device)
+    dist.broadcast(received, group=group, group_src=0)
     return received.cpu().numpy().tobytes().decode()
+
+
+def share_batches(batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the batches of the first process of the sequence group on all of its processes.
+
+    Clips are read once, so a file that one process reads and another does not cannot make them differ.
+
+    Args:
+        batches: On the first process: tensors, and what JSON can hold. Others pass anything.
+
+    Returns:
+        The same batches. On GPUs the others get tensors of many numbers on their device.
+    """
+    group = _state.sequence_group
+    if group is None:
+        return batches
+    first, heads = _state.sequence_rank == 0, []
+    for batch in batches if first else []:
+        kinds = {k: [list(v.shape), str(v.dtype)[6:]] for k, v in batch.items() if isinstance(v, Tensor)}
+        heads.append([kinds, {key: value for key, value in batch.items() if key not in kinds}])
+    heads = json.loads(broadcast_text(json.dumps(heads) if first else None, group))
+    shared = []
+    for i, (kinds, rest) in enumerate(heads):
+        for key, (shape, dtype) in kinds.items():
+            if first:
+                tensor = batches[i][key].to(_state.device).contiguous()
+            else:
+                tensor = torch.empty(shape, dtype=getattr(torch, dtype), device=_state.device)
+            dist.broadcast(tensor, group=group, group_src=0)
+            rest[key] = tensor if tensor.numel() > _MANY else tensor.cpu()
+        shared.append(rest)
+    return batches if first else shared
 
 
 def gather_texts(text: str) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from opensora.acceleration.parallel import parallel_state
 from opensora.engine.latent_diffusion import LatentDiffusion
 from opensora.engine.lengths import covering_size
 from opensora.engine.output import Output
@@ -43,7 +44,8 @@ def generate(
         for request, latents in zip(batch, z, strict=True):
             parts = diffusion.decode_stream(latents, request.num_frames)
             video = (part[:, :, : request.height, : request.width] for part in parts)
-            yield output.save(video, request)
+            if parallel_state().sequence_rank == 0:  # it writes for its group
+                yield output.save(video, request)
 
 
 def encode_texts(diffusion: LatentDiffusion, requests: Sequence[Request]) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from opensora.engine.lengths import choose_length
 from opensora.engine.output import file_fps, file_path
 from opensora.engine.prompts import Request, make_requests
 from opensora.layers.attention import set_attention_backend
+from opensora.layers.sequence import set_sequence_parallel
 from opensora.registry import LOADING_KEYS, MODELS, build
 from opensora.utils.config_defaults import base_configs
 from opensora.utils.logging import get_logger
@@ -23,7 +24,6 @@ from opensora.utils.weights import check_weights
 _PARTS = ("model", "vae", "text_encoder", "scheduler", "guidance")
 # Keys that this version cannot serve yet, and their neutral values.
 _NEUTRAL = {
-    "sp_size": 1,
     "loop": 1,
     "reference_path": None,
     "mask_strategy": None,
@@ -64,7 +64,9 @@ def infer(cfg: Mapping[str, Any]) -> list[Path]:
         with meta_device():
             parts = build_components({**_without_weights(cfg), "text_encoder": text_encoder})
         requests = _requests(cfg, parts.vae)
-        device = init_distributed(None if cfg["device"] == "auto" else cfg["device"]).device
+        device = init_distributed(
+            None if cfg["device"] == "auto" else cfg["device"], sp_size=cfg["sp_size"]
+        ).device
         if not requests:
             return []
         _check_files(cfg, parts, requests)
@@ -72,10 +74,11 @@ def infer(cfg: Mapping[str, Any]) -> list[Path]:
         diffusion.model.to(device, dtype).eval().requires_grad_(False)
         diffusion.place(device, dtype)
         set_attention_backend(diffusion.model, cfg["attention_backend"])
+        set_sequence_parallel(diffusion.model, cfg["sequence_parallel"])
         if cfg["compile"]:
             compile_blocks(diffusion.model)
         state = parallel_state()
-        paths = list(generate(diffusion, requests[state.rank :: state.world_size], cfg))
+        paths = list(generate(diffusion, requests[state.data_rank :: state.data_size], cfg))
         if cfg["compile"]:
             get_logger().info("graphs compiled: %d", compilations())
         return paths

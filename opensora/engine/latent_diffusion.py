@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from opensora.acceleration.parallel import parallel_state
 from opensora.datasets.video_io import through_sheet, write_image, write_video
 from opensora.engine.build import Components, build_components
 from opensora.engine.features import latents_of
@@ -175,6 +176,8 @@ class LatentDiffusion:
         """Save a sample for the first caption of a batch, with a contact sheet."""
         one = {k: v[:1] for k, v in batch.items() if k in (*SIZES, "text", "text_features", "text_mask")}
         z = self.sample(one, Draws(0, [0]))
+        if parallel_state().sequence_rank:  # another process of its group writes
+            return
         length = int(one["num_frames"][0])
         video = self.decode_stream(z[0], length)
         if length == 1:

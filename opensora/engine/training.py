@@ -29,6 +29,7 @@ from opensora.engine.training_data import TrainingData
 from opensora.engine.validation import Validation
 from opensora.engine.warm_up import warm_up
 from opensora.layers.attention import set_attention_backend
+from opensora.layers.sequence import check_mode, set_sequence_parallel
 from opensora.utils.config import make_run_folder
 from opensora.utils.config_defaults import base_configs
 from opensora.utils.logging import get_logger
@@ -73,7 +74,7 @@ def train(cfg: Any, make_task: Callable[[Mapping[str, Any]], Any], dry_run: bool
         ImportError: A package that the config asks for is not installed.
     """
     settings = _check(cfg)
-    init_distributed(None if cfg["device"] == "auto" else cfg["device"])
+    init_distributed(None if cfg["device"] == "auto" else cfg["device"], sp_size=cfg["sp_size"])
     try:
         start = _find_start(cfg)
         if not all_equal(str(start)):
@@ -103,11 +104,6 @@ def _check(cfg: Any) -> TrainerSettings:
     if absent:
         raise ValueError(f"{', '.join(absent[:5])}: not in this config, so it is no config for training.")
     parse_dtype(cfg["dtype"])
-    if cfg["sp_size"] != 1 or str(cfg["plugin"]).endswith("-seq"):
-        raise ValueError(
-            f"sp_size={cfg['sp_size']}, plugin={cfg['plugin']!r}: sequence parallelism is not in this "
-            "version; set sp_size=1 and plugin='zero2'."
-        )
     if cfg["plugin"] not in (None, *PLUGINS):
         raise ValueError(f"plugin={cfg['plugin']!r}: use one of {', '.join(PLUGINS)}.")
     if "num_images" in cfg["dataset"] and cfg["dataset"]["num_images"]:
@@ -124,6 +120,7 @@ def _check(cfg: Any) -> TrainerSettings:
         raise ValueError("start_from_scratch=True: it needs a checkpoint; give --load, or set it to False.")
     one = nn.Linear(1, 1)
     set_attention_backend(one, cfg["attention_backend"])
+    check_mode(cfg["sequence_parallel"])
     build_optimizer(one, cfg["optimizer"])
     LrSchedule(cfg["optimizer"]["lr"], 1, **cfg["lr_schedule"])
     names = TrainerSettings.__dataclass_fields__
@@ -146,6 +143,7 @@ def _run(
     for module in modules.values():
         set_attention_backend(module, cfg["attention_backend"])
         set_activation_checkpoint(module, cfg["activation_checkpoint"])
+        set_sequence_parallel(module, cfg["sequence_parallel"])
         if cfg["compile"]:
             compile_blocks(module)
     optimizers = {name: build_optimizer(module, cfg["optimizer"]) for name, module in modules.items()}

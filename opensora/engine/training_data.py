@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from opensora.acceleration.parallel import all_equal, broadcast_text, parallel_state
+from opensora.acceleration.parallel import all_equal, broadcast_text, parallel_state, share_batches
 from opensora.datasets.epoch_plan import EpochPlan
 from opensora.datasets.loader import build_buckets, build_dataloader
 from opensora.datasets.planner import Planner, PlanRules
@@ -80,9 +80,11 @@ class TrainingData:
         if hasattr(self.dataset, "check_planner"):
             self.dataset.check_planner(self.planner)
         self._check_plan()
-        self.loader = build_dataloader(
-            self.dataset, self.sampler, cfg["num_workers"], cfg["prefetch_factor"], processes.device
-        )
+        self.loader = None
+        if processes.sequence_rank == 0:  # it reads for its group
+            self.loader = build_dataloader(
+                self.dataset, self.sampler, cfg["num_workers"], cfg["prefetch_factor"], processes.device
+            )
 
     def close(self) -> None:
         """End the processes that read clips."""
@@ -112,17 +114,21 @@ class TrainingData:
         if self.plan_file is not None and parallel_state().is_main:
             self.plan.save(self.plan_file)
         self.sampler.start_step = start_step
-        batches = iter(self.loader)
+        reads = self.loader is not None
+        batches = iter(self.loader if reads else ())
         for _ in range(start_step, self.plan.num_steps):
             step, lost = [], ""
             try:
-                step = [next(batches) for _ in range(self.accumulation)]
+                step = [next(batches) for _ in range(self.accumulation)] if reads else []
             except ClipError as error:  # all processes hear of it, and stop together
                 lost = str(error)
             samples = sum(len(batch["sample"]) for batch in step)
             replaced = sum(batch.get("replaced", 0) for batch in step)
             failures = [failure for batch in step for failure in batch.pop("failures", [])]
             self.quarantine.take(samples, replaced, failures, epoch, lost)
+            step = share_batches(step)
+            for batch in step if not reads else ():
+                batch["replaced"] = 0  # who read them counts them
             yield step
 
     def state(self) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from opensora.acceleration.parallel import parallel_state
+from opensora.acceleration.parallel import parallel_state, share_batches
 from opensora.datasets.loader import collate
 from opensora.utils.random import Draws
 
@@ -25,7 +25,9 @@ class Validation:
         self.task, self.cfg, self.folder = task, cfg, folder
         plan = data.first_plan
         clips = [plan.batch(number) for number in range(min(cfg["num_batches"], len(plan.sizes)))]
-        self.batches = [collate([data.dataset[clip] for clip in batch]) for batch in clips]
+        reads = parallel_state().sequence_rank == 0
+        batches = [collate([data.dataset[clip] for clip in batch]) for batch in (clips if reads else [])]
+        self.batches = share_batches(batches)
 
     @torch.no_grad()
     def __call__(self, step: int) -> dict[str, float]:
@@ -35,7 +37,7 @@ class Validation:
             draws = Draws(0, batch["sample"].tolist())
             for name, value in self.task.evaluate(batch, self.cfg["num_times"], draws).items():
                 totals[name] = totals.get(name, 0.0) + value / len(self.batches)
-        if self.cfg["sample"] and parallel_state().is_main:
+        if self.cfg["sample"] and parallel_state().data_rank == 0:  # a group makes it together
             folder = self.folder / "samples"
             folder.mkdir(exist_ok=True)
             self.task.show(self.batches[0], folder / f"step{step:07d}")

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from opensora.acceleration.collectives import even_sizes, exchange, gather_parts, take_part
+from opensora.acceleration.parallel import parallel_state
 from opensora.layers.fused import reorder
 from opensora.layers.rope import RotaryTable
 from opensora.layers.windows import Order, WindowGroup, WindowPlan, token_order
@@ -90,12 +91,22 @@ def set_sequence_parallel(model: nn.Module, mode: str) -> None:
     """Choose how a model shares out its tokens: "auto", "ulysses" or "axis".
 
     Raises:
-        ValueError: The mode is unknown.
+        ValueError: The mode is unknown, or there is a sequence group and the model cannot use it.
     """
-    if mode not in MODES:
-        raise ValueError(f"sequence_parallel={mode!r}: use one of {', '.join(MODES)}.")
+    check_mode(mode)
+    size = parallel_state().sequence_size
     if hasattr(model, "sequence_parallel"):
         model.sequence_parallel = mode
+    elif size > 1:
+        raise ValueError(
+            f"sp_size={size}: {type(model).__name__} cannot share out its tokens; set sp_size=1."
+        )
+
+
+def check_mode(mode: str) -> None:
+    """Raise a ValueError unless the mode is known."""
+    if mode not in MODES:
+        raise ValueError(f"sequence_parallel={mode!r}: use one of {', '.join(MODES)}.")
 
 
 def choose_layouts(plans: Sequence[WindowPlan], mode: str, size: int, device: torch.device) -> list[Layout]:

@@ -1,33 +1,43 @@
-"""STDiT3 in a sequence group beside one process; `test_sequence_parallel.py` starts it. Writes OUT/RANK.json.
+"""STDiT3 in sequence groups beside one process; `test_sequence_parallel.py` starts it. Writes OUT/RANK.json.
 
-python sequence_run.py OUT SP_SIZE
+python sequence_run.py OUT SP_SIZE WORLD_SIZE few|all
 """
 
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 
 from opensora.acceleration.activation_checkpoint import set_activation_checkpoint
-from opensora.acceleration.collectives import exchange, gather_parts, take_part
-from opensora.acceleration.parallel import all_reduce_mean, init_distributed
+from opensora.acceleration.engine import build_engine
+from opensora.acceleration.parallel import (
+    all_reduce_mean,
+    init_distributed,
+    parallel_state,
+    share_batches,
+)
 from opensora.layers.sequence import set_sequence_parallel
 from opensora.models.stdit3 import STDiT3
 
-OUT, SP_SIZE = Path(sys.argv[1]), int(sys.argv[2])
-SWIN = {"window_size": (-1, 2, 3), "shift_window": True, "spatial_rope": True}
+OUT, SP_SIZE, DATA_SIZE, STEPS = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]) // int(sys.argv[2]), 20
+SHIFTED = {"window_size": (-1, 2, 3), "shift_window": True, "spatial_rope": True}
 # Name: settings of the network, size of the latents, and what the batch has beside captions.
 CASES = {
-    "windows": (SWIN, (5, 9, 13), "known"),
+    "windows": (SHIFTED, (5, 9, 13), "known"),
     "windows in time": ({"window_size": (2, 2, 3), "shift_window": True}, (7, 9, 5), "reference"),
     "positions": ({"num_heads": 5, "hidden_size": 60}, (5, 6, 14), "reference known"),
     "whole": ({"window_size": (-1, -1, -1)}, (3, 5, 9), "known"),
-    "image": (SWIN, (1, 9, 13), "known reference"),
+    "image": (SHIFTED, (1, 9, 13), "known reference"),
     "spatial": ({"skip_temporal": True}, (4, 7, 6), "known reference"),
     "patches of two frames": ({"patch_size": (2, 2, 2)}, (9, 6, 10), "known"),
-    "one token": ({"norm": 0}, (1, 2, 2), ""),
+    "one token": ({}, (1, 2, 2), ""),
 }
+PLUGINS = ("ddp", "zero1-seq", "zero2-seq")
+RUNS = [(plugin, kind) for plugin in PLUGINS for kind in ("sgd", "adamw")]
+if sys.argv[4] == "few":
+    RUNS = [("zero2-seq", "sgd"), ("ddp", "adamw")]
 
 
 def build(settings):
@@ -38,7 +48,6 @@ def build(settings):
         "frames": {"type": "FrameCondition"},
     }
     wanted = {"hidden_size": 48, "num_heads": 3, "depth": 2, "in_channels": 4, "mlp_ratio": 2.0, **settings}
-    wanted.pop("norm", None)
     model = STDiT3(conditions, **wanted)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -62,12 +71,17 @@ def inputs(size, extras, seed=0):
     return x, torch.tensor([0.3, 0.8]), cond, drop, ~marked if "known" in extras else None
 
 
-def run(model, size, extras):
-    """Return the output and the gradients, averaged over the processes as engines do it."""
-    model.zero_grad()
-    out = model(*inputs(size, extras))
+def loss_of(module, *batch):
+    out = module(*inputs(*batch))
     weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(3))
-    (out.square().mean() + (out * weight).mean()).backward()
+    return out, out.square().mean() + (out * weight).mean()
+
+
+def run(model, *batch):
+    """Return the output, and this process's gradients."""
+    model.zero_grad()
+    out, loss = loss_of(model, *batch)
+    loss.backward()
     return out.detach(), {k: p.grad for k, p in model.named_parameters() if p.grad is not None}
 
 
@@ -76,27 +90,63 @@ def error(found, wanted):
 
 
 def worst(found, wanted):
-    """Return the largest error, each against the largest gradient of its kind of tensor, and of all."""
+    """Return the largest error of some tensors, against the largest value of them all."""
     largest = max(float(g.abs().max()) for g in wanted.values())
     return max(float((found[k] - g).abs().max()) for k, g in wanted.items()) / largest
 
 
+def train(plugin, kind, data_size):
+    """Return the losses of 20 steps, each over a batch of every data rank, and the weights behind them."""
+    model = build(SHIFTED)
+    params = [p for p in model.parameters() if p.requires_grad]
+    if kind == "sgd":
+        optimizer = torch.optim.SGD(params, lr=0.05)
+    else:
+        optimizer = torch.optim.AdamW(params, lr=1e-3, weight_decay=0.1)
+    engine = build_engine(plugin, "fp32", {"model": model}, {"model": optimizer}, reduce_bucket_mib=0.01)
+    state, losses = parallel_state(), []
+    own = range(state.data_rank, data_size, state.data_size)
+    for step in range(STEPS):
+        total = 0.0
+        for i, place in enumerate(own):
+            size = (3, 9, 7) if (step + place) % 3 else (1, 5, 9)
+            with engine.no_sync("model") if i < len(own) - 1 else nullcontext():
+                _, loss = loss_of(engine.module("model"), size, "known reference", 100 * step + place)
+                engine.backward(loss / len(own), "model")
+            total += float(loss.detach()) / len(own)
+        losses.append(float(all_reduce_mean(total)))
+        engine.clip("model", 1.0)
+        assert engine.step("model")
+    return losses, engine.gather("model", engine.masters("model"))
+
+
 torch.set_num_threads(1)
-before = {}
-for name, (settings, *batch) in CASES.items():
-    model = build(settings)
-    before[name] = model, run(model, *batch)
+before = {name: run(build(settings), *batch) for name, (settings, *batch) in CASES.items()}
+trained = {kind: train("none", kind, DATA_SIZE) for kind in ("sgd", "adamw")}
 state = init_distributed("cpu", timeout_s=60, sp_size=SP_SIZE)
 results = {"state": [state.rank, state.data_rank, state.data_size, state.sequence_rank, state.sequence_size]}
-for name, (_, *batch) in CASES.items():
-    model, (out, grads) = before[name]
+errors = results["errors"] = {}
+for name, (settings, *batch) in CASES.items():
+    model, (out, grads) = build(settings), before[name]
     for mode in ("auto", "ulysses", "axis"):
         set_sequence_parallel(model, mode)
-        for recompute in (False, True) if mode != "auto" else (True,):
+        for recompute in (False, True) if name == "windows" else (mode == "axis",):
             set_activation_checkpoint(model, recompute)
             found, partial = run(model, *batch)
-            mean = {k: all_reduce_mean(partial.get(k, torch.zeros_like(g))) for k, g in grads.items()}
-            key = f"{name}/{mode}/{recompute}"
-            results[key] = [error(found, out), worst(mean, grads)]
             assert partial.keys() <= grads.keys()
+            mean = {k: all_reduce_mean(partial.get(k, torch.zeros_like(g))) for k, g in grads.items()}
+            errors[f"{name}/{mode}/{recompute}"] = [error(found, out), worst(mean, grads)]
+for plugin, kind in RUNS:
+    losses, weights = trained[kind]
+    found, after = train(plugin, kind, DATA_SIZE)
+    results[f"{plugin}/{kind}"] = [
+        max(abs(a - b) for a, b in zip(found, losses, strict=True)),
+        max(float((after[k] - w).abs().max()) for k, w in weights.items()) if after else 0.0,
+        losses[0] - losses[-1],
+    ]
+batch = {"video": torch.arange(6.0).view(2, 3), "flag": torch.tensor([True]), "text": ["é", ""], "n": 3}
+shared = share_batches([batch, {"half": torch.ones(2).bfloat16()}] if state.sequence_rank == 0 else [])
+results["shared"] = [{k: getattr(v, "tolist", lambda v=v: v)() for k, v in part.items()} for part in shared]
+results["dtypes"] = [str(shared[0]["flag"].dtype), str(shared[1]["half"].dtype)]
+results["nothing"] = share_batches([])
 (OUT / f"{state.rank}.json").write_text(json.dumps(results))
