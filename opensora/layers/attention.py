@@ -208,6 +208,7 @@ class CrossAttention(nn.Module):
         mask: Tensor | None = None,
         null_context: Tensor | None = None,
         null_frames: Tensor | None = None,
+        keys: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         """Let each token see the context of its sample, or the null context if its frame is marked.
 
@@ -218,20 +219,20 @@ class CrossAttention(nn.Module):
                 real.
             null_context: Shape [B, L, D].
             null_frames: Frames that see `null_context`. Bool, shape [B, T].
+            keys: What `keys` returned for these contexts; None computes them.
 
         Returns:
             Shape [B, T, S, D].
         """
         frames = x.shape[1]
         q = self.q_linear(x)
+        k, v = self.keys(context, null_context, null_frames) if keys is None else keys
         if null_frames is None:
-            k, v = self._keys(context)
             q = rearrange(q, "B T S (heads d) -> B heads (T S) d", heads=self.num_heads)
             keys = None if mask is None else mask[:, None, None]
             out = rearrange(attention(q, k, v, keys, backend=self.backend), "B heads N d -> B N (heads d)")
             return self.proj(out).view_as(x)
         # Each frame is a row of the batch and picks its own keys: the prompt's, or the null caption's.
-        k, v = self._keys(torch.cat((context, null_context)))
         samples = torch.arange(x.shape[0], device=x.device)[:, None]
         pick = (samples + x.shape[0] * null_frames).flatten()  # [B T]
         keys = None if mask is None else mask.repeat_interleave(frames, 0)[:, None, None]
@@ -239,8 +240,11 @@ class CrossAttention(nn.Module):
         out = attention(q, k[pick], v[pick], keys, backend=self.backend)
         return self.proj(rearrange(out, "(B T) heads S d -> B T S (heads d)", B=x.shape[0]))
 
-    def _keys(self, context: Tensor) -> tuple[Tensor, Tensor]:
-        kv = self.kv_linear(context)
+    def keys(
+        self, context: Tensor, null_context: Tensor | None = None, null_frames: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return keys and values of the contexts that `forward` sees. Shape [B or 2 B, heads, L, d]."""
+        kv = self.kv_linear(context if null_frames is None else torch.cat((context, null_context)))
         return rearrange(kv, "B L (two heads d) -> two B heads L d", two=2, heads=self.num_heads).unbind(0)
 
 

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from opensora.layers.sampling_cache import BranchCache, SamplingCache
+
 
 @dataclass(frozen=True)
 class GuidanceScale:
@@ -99,6 +101,7 @@ class Guidance:
         step: int,
         num_steps: int,
         known: Tensor | None = None,
+        cache: SamplingCache | None = None,
     ) -> Tensor:
         """Return the guided velocity.
 
@@ -110,13 +113,15 @@ class Guidance:
             step: Number of this step, from 0.
             num_steps: Number of steps of the run.
             known: Frames that are given. Bool, shape [B, T].
+            cache: What the steps of this run share; None computes it in every step.
 
         Returns:
             float32, shape [B, C, T, H, W].
         """
         weights = [scale.at(step, num_steps, x.shape[2]) for scale in self.scales.values()]
         levels = _levels(weights)
-        answers = self._branches(model, x, t, cond, known, levels)
+        kept = None if cache is None else cache.at(step, levels)
+        answers = self._branches(model, x, t, cond, known, levels, kept)
         v = answers[0]
         for i, level in enumerate(levels[1:], start=1):
             v = v + _per_frame(weights[level - 1], x) * (answers[i] - answers[i - 1])
@@ -131,18 +136,24 @@ class Guidance:
         model: Callable[..., Tensor],
         x: Tensor,
         t: Tensor,
-        cond: Mapping,
+        cond: Mapping[str, Tensor],
         known: Tensor | None,
         levels: list[int],
+        cache: BranchCache | None,
     ) -> list[Tensor]:
         """Run the network once; one answer per level, a level keeps the first so many conditions."""
-        batch, count, names = x.shape[0], len(levels), list(self.scales)
-        repeat = partial(_repeat, count=count)
-        kept = torch.tensor(levels, device=x.device).repeat_interleave(batch)
-        drop = {name: kept <= i for i, name in enumerate(names) if min(levels) <= i}
-        cond = {name: repeat(value) for name, value in cond.items()}
-        out = model(repeat(x), repeat(t), cond, drop, known=None if known is None else repeat(known))
-        return list(out[:, : x.shape[1]].chunk(count))
+        repeat = partial(_repeat, count=len(levels))
+
+        def inputs() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+            first = torch.tensor(levels, device=x.device).repeat_interleave(x.shape[0])
+            drop = {name: first <= i for i, name in enumerate(self.scales) if min(levels) <= i}
+            return {name: repeat(value) for name, value in cond.items()}, drop
+
+        every, drop = inputs() if cache is None else cache.keep("inputs", inputs)
+        extra = {} if cache is None else {"cache": cache}
+        known = None if known is None else repeat(known)
+        out = model(repeat(x), repeat(t), every, drop, known=known, **extra)
+        return list(out[:, : x.shape[1]].chunk(len(levels)))
 
 
 def rescale_spread(v: Tensor, v_cond: Tensor, share: float) -> Tensor:

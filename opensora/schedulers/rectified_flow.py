@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from opensora.layers.sampling_cache import SamplingCache
 from opensora.registry import SCHEDULERS
 from opensora.schedulers.timesteps import (
     DISTRIBUTIONS,
@@ -44,6 +45,8 @@ class RectifiedFlow:
         renoise_reference: Whether sampling sets given reference frames to the reference, noised to the
             current time, before each step (SDEdit start).
         compat_bf16: Round the shift to bfloat16, as published runs did.
+        reuse_conditions: Whether a sampling run computes once what its steps share: tokens of captions and
+            their keys and values in every block, embedded times. It takes memory (docs/performance.md).
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class RectifiedFlow:
         time_weights: Sequence[float] | None = None,
         renoise_reference: bool = False,
         compat_bf16: bool = False,
+        reuse_conditions: bool = True,
     ) -> None:
         if time_distribution not in DISTRIBUTIONS:
             raise ValueError(
@@ -86,6 +90,7 @@ class RectifiedFlow:
         self.time_weights = None if time_weights is None else torch.as_tensor(time_weights)
         self.renoise_reference = renoise_reference
         self.compat_bf16 = compat_bf16
+        self.reuse_conditions = reuse_conditions
 
     def interpolate(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """Return `(1 - t) x_0 + t noise`.
@@ -192,7 +197,8 @@ class RectifiedFlow:
             model: A denoiser.
             noise: Shape [B, C, T, H, W].
             cond: Prepared inputs and sizes.
-            guidance: `(model, x, t, cond, step, num_steps, known) -> v`.
+            guidance: `(model, x, t, cond, step, num_steps, known, cache) -> v`; `cache` where the model
+                takes one.
             known: Latents of frames whose mask is below 1. Shape as `noise`.
             frame_mask: Value m: 1 generates a frame from noise, 0 keeps it, between noises it when t falls to
                 m and generates it from there (editing). float, shape [B, T], best on the CPU.
@@ -210,6 +216,8 @@ class RectifiedFlow:
         z = noise.float()
         if frame_mask is not None and known is not None:
             z = torch.where((frame_mask < 1).to(z.device)[:, None, :, None, None], known.to(z), z)
+        shared = self.reuse_conditions and getattr(model, "takes_cache", False)
+        extra = {"cache": SamplingCache(times[:-1])} if shared else {}
         for i in range(steps):
             t = times[i].to(z.device)
             if active is not None:
@@ -219,7 +227,7 @@ class RectifiedFlow:
                 given = cond["reference_mask"].bool()[:, None, :, None, None]
                 z = torch.where(given, self.interpolate(cond["reference"].to(z), fresh, t), z)
             still = None if active is None else ~active[i].to(z.device)
-            v = guidance(model, z, t, cond, i, steps, known=still)
+            v = guidance(model, z, t, cond, i, steps, known=still, **extra)
             step = v.float() * (times[i] - times[i + 1]).to(z).view(-1, 1, 1, 1, 1)
             z = z + (step if still is None else step.masked_fill(still[:, None, :, None, None], 0.0))
             if on_step is not None:
