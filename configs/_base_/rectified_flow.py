@@ -17,6 +17,7 @@ scheduler = dict(
     time_weights=None,  # loss weights of equally many times from 0 up, such as 1000 numbers; None is 1
     renoise_reference=False,  # sampling: given frames start each step from the noised reference (SDEdit)
     compat_bf16=False,  # round the shift as the published code did in bf16
+    reuse_conditions=True,  # sampling computes keys of captions and embedded times once; takes memory
 )
 guidance = dict(
     scales=dict(  # by condition, the one that is dropped last first

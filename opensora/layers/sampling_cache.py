@@ -32,7 +32,11 @@ class BranchCache:
     @property
     def num_bytes(self) -> int:
         """Memory of the kept tensors."""
-        return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in _tensors(self._values)}.values())
+        return sum(
+            {
+                t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in _tensors(self._values)
+            }.values()
+        )
 
 
 class SamplingCache:

@@ -1,8 +1,9 @@
 """STDiT3, the denoiser of Open-Sora 1.2 and 1.3: spatial and temporal blocks with text cross attention."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from opensora.layers.embeddings import PatchEmbed3D, TimestepEmbedder, position_
 from opensora.layers.fused import modulated_norm
 from opensora.layers.interfaces import Injection, inject
 from opensora.layers.rope import RotaryEmbedding, RotaryTable, join_tables
+from opensora.layers.sampling_cache import BranchCache
 from opensora.layers.sequence import (
     Layout,
     LocalPlan,
@@ -113,8 +115,14 @@ class STDiT3Block(nn.Module):
         self.scale_shift_table = nn.Parameter(torch.empty(6, hidden_size))
         nn.init.normal_(self.scale_shift_table, std=hidden_size**-0.5)
 
-    def forward(self, x: Tensor, inputs: BlockInputs, geometry: Geometry) -> Tensor:
-        """Update the tokens. Shape [B, T, S, D] in and out."""
+    def forward(
+        self,
+        x: Tensor,
+        inputs: BlockInputs,
+        geometry: Geometry,
+        keys: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """Update the tokens. Shape [B, T, S, D] in and out; `keys` as `CrossAttention` takes them."""
         table = (self.scale_shift_table + inputs.modulation)[:, :, :, None]  # [B, T or 1, 6, 1, D]
         shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = table.unbind(2)
         h = modulated_norm(x, shift_attn, scale_attn).flatten(1, 2)
@@ -123,9 +131,16 @@ class STDiT3Block(nn.Module):
         context = inputs.injection
         if context.context is not None:
             null = context.null_context if context.null_frames is not None else None
-            x = x + self.cross_attn(x, context.context, context.context_mask, null, context.null_frames)
+            tokens = context.context, context.context_mask, null, context.null_frames
+            x = x + self.cross_attn(x, *tokens, keys)
         h = self.mlp(modulated_norm(x, shift_mlp, scale_mlp))
         return torch.addcmul(x, gate_mlp, h)
+
+    def text_keys(self, injection: Injection) -> tuple[Tensor, Tensor] | None:
+        """Return keys and values of the contexts, which do not depend on the tokens."""
+        if injection.context is None:
+            return None
+        return self.cross_attn.keys(injection.context, injection.null_context, injection.null_frames)
 
 
 @MODELS.register_module()
@@ -161,6 +176,7 @@ class STDiT3(nn.Module):
     adaLN-single).
     """
 
+    takes_cache = True  # `forward` reads a `BranchCache`
     sequence_parallel = "auto"  # see `set_sequence_parallel`
     renames = (
         ("y_embedder.", "conditions.text."),
@@ -253,6 +269,7 @@ class STDiT3(nn.Module):
         cond: Mapping[str, Tensor],
         drop: Mapping[str, Tensor] | None = None,
         known: Tensor | None = None,
+        cache: BranchCache | None = None,
     ) -> Tensor:
         """Predict the velocity.
 
@@ -263,13 +280,15 @@ class STDiT3(nn.Module):
                 sets the scale of positions for the whole batch. Kept on the CPU they cost no synchronisation.
             drop: By condition name, samples that do without it. Bool, shape [B].
             known: Frames that are given; they are modulated with time 0. Bool, shape [B, T].
+            cache: What calls with the same `cond` and `drop` have computed already, in sampling.
 
         Returns:
             float32, shape [B, C or 2 C, T, H, W].
         """
         size = tuple(x.shape[2:])
         weight = self.x_embedder.proj.weight
-        injection = inject(self.conditions, cond, drop or {})
+        keep = _compute if cache is None else cache.keep
+        injection = keep("injection", lambda: inject(self.conditions, cond, drop or {}))
         grid = tuple(-(-s // p) for s, p in zip(size, self.patch_size, strict=True))
         shape = self._shape(grid, self._scale(cond, weight.dtype), weight)
 
@@ -280,12 +299,21 @@ class STDiT3(nn.Module):
         layout = shape.spatial.layout
         h = split(h, layout)
 
-        time, time_zero = self._embed_time(t, injection.vector, known is not None)
-        known = self._known_patches(known, grid[0])
-        inputs = BlockInputs(injection, self._modulation(time, time_zero, known))
+        if cache is None:
+            time, modulation = self._embed_time(t, injection.vector)
+        else:  # [steps, rows, ...]: all times of the run in one call
+            times = keep("times", lambda: self._embed_times(cache.times, injection.vector))
+            time, modulation = (table[cache.step] for table in times)
+        time_zero = None
+        if known is not None:
+            known = self._known_patches(known, grid[0])
+            time_zero, zero = keep("zero", lambda: self._embed_time(torch.zeros_like(t), injection.vector))
+            modulation = torch.where(known[:, :, None, None], zero, modulation)  # [B, T, 6, D]
+        inputs = BlockInputs(injection, modulation)
         for block, geometry in self._blocks(shape):
             h, layout = move(h, layout, geometry.layout), geometry.layout
-            h = checkpointed(block, h, inputs.own(layout), geometry)
+            keys = None if cache is None else keep(block, partial(block.text_keys, injection))
+            h = checkpointed(block, h, inputs.own(layout), geometry, keys)
 
         h = self.final_layer(h, time, time_zero, own_frames(known, layout))
         return unpatchify(gather(h, layout), self.patch_size, size).float()
@@ -332,23 +360,20 @@ class STDiT3(nn.Module):
         table = position_embedding_2d(dim, size, scale, base, device=weight.device, compat_bf16=compat)
         return table.to(weight.dtype)
 
-    def _embed_time(self, t: Tensor, vector: Tensor | None, with_zero: bool) -> tuple[Tensor, Tensor | None]:
+    def _embed_time(self, t: Tensor, vector: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return the embedding of times [B] and their modulation. Shapes [B, D] and [B, 1, 6, D]."""
         t = 1000 * t.to(self.x_embedder.proj.weight.device)
         if self.round_timestep:
             t = t.to(self.x_embedder.proj.weight.dtype)
         time = self.t_embedder(t)
-        zero = self.t_embedder(torch.zeros_like(t)) if with_zero else None
         if vector is not None:
             time = time + vector
-            zero = zero + vector if with_zero else None
-        return time, zero
+        return time, self.t_block(time).unflatten(1, (6, -1))[:, None]
 
-    def _modulation(self, time: Tensor, time_zero: Tensor | None, known: Tensor | None) -> Tensor:
-        modulation = self.t_block(time).unflatten(1, (6, -1))[:, None]  # [B, 1, 6, D]
-        if known is None:
-            return modulation
-        zero = self.t_block(time_zero).unflatten(1, (6, -1))[:, None]
-        return torch.where(known[:, :, None, None], zero, modulation)  # [B, T, 6, D]
+    def _embed_times(self, times: Tensor, vector: Tensor | None) -> list[Tensor]:
+        """Return what `_embed_time` does for all steps of a run. Shapes [steps, B, ...]."""
+        every = None if vector is None else vector.repeat(len(times), 1)
+        return [table.unflatten(0, times.shape) for table in self._embed_time(times.flatten(), every)]
 
     def _known_patches(self, known: Tensor | None, frames: int) -> Tensor | None:
         """A patch of several frames is known when all its frames are. Shape [B, T / patch]."""
@@ -400,6 +425,11 @@ class STDiT3(nn.Module):
         for name, parameter in self.named_parameters():
             if name.startswith(tuple(freeze)) or (train_only and not name.startswith(tuple(train_only))):
                 parameter.requires_grad_(False)
+
+
+def _compute(name: Any, make: Callable[[], Any]) -> Any:
+    """Keep nothing."""
+    return make()
 
 
 def _keep(shapes: dict[tuple[Any, ...], Shape], key: tuple[Any, ...], shape: Shape) -> None:
