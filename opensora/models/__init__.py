@@ -7,8 +7,8 @@ tokens, `Z` latent channels. Videos are `[B, 3, T, H, W]`, float, in [-1, 1].
 `t` is in [0, 1], 0 is data and 1 is noise. `cond` holds the prepared inputs of the conditions, `drop` says by
 condition name which samples do without it, `known` marks frames that are given: they count as `t = 0`.
 `C_out` is `C`, or `2C` for a network with a learned variance, of which flow schedulers read the first `C`.
-Attribute `conditions: ModuleDict`. With `takes_cache = True` there is one more argument, `cache`: in sampling a
-`BranchCache`, in which the network keeps what calls with the same `cond` and `drop` share.
+Attribute `conditions: ModuleDict`. With `takes_cache = True` there is one more argument, `cache`: in sampling
+a `BranchCache`, in which the network keeps what calls with the same `cond` and `drop` share.
 
 **Autoencoder.** `encode(video, draws=None) -> z`, normalised with `latent_mean` and `latent_std`; the mean of
 the posterior, or a sample of it with `draws`. `decode(z, num_frames) -> video`; `decode_stream` with the same
