@@ -11,6 +11,7 @@ plugin = "zero2"  # None (one process), "ddp", "zero1", "zero2", "zero1-seq" or 
 sp_size = 1  # processes that share the tokens of the same clips; divides the number of processes
 sequence_parallel = "auto"  # how they share: "axis" (moves least), "ulysses" (always even) or "auto"
 reduce_bucket_size_in_m = 20  # ZeRO: gradients reduced at once, in millions of numbers
+hang_timeout_s = 600.0  # seconds without progress after which a run stops and says who hangs; 0 never
 
 # Optimization
 epochs = 1000  # passes over the data

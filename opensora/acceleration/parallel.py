@@ -20,6 +20,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from opensora.acceleration.heartbeat import waiting
+
 _MANY = 1 << 16  # numbers of a tensor that stays on the device it arrived on
 _ADDRESS = ("MASTER_ADDR", "MASTER_PORT")
 
@@ -148,12 +150,14 @@ def shut_down() -> None:
     _state = ParallelState()
 
 
+@waiting()
 def barrier() -> None:
     """Wait until every process is here."""
     if dist.is_initialized():
         dist.barrier(device_ids=[_state.device.index] if _state.device.type == "cuda" else None)
 
 
+@waiting()
 def all_reduce_mean(value: Tensor | float) -> Tensor:
     """Return the mean of `value` over the processes, in float32 or wider, on this process's device.
 
@@ -168,6 +172,7 @@ def all_reduce_mean(value: Tensor | float) -> Tensor:
     return total
 
 
+@waiting()
 def broadcast_text(text: str | None, group: ProcessGroup | None = None) -> str:
     """Return the text of the first process everywhere; JSON carries anything else.
 
@@ -188,6 +193,7 @@ def broadcast_text(text: str | None, group: ProcessGroup | None = None) -> str:
     return received.cpu().numpy().tobytes().decode()
 
 
+@waiting()
 def share_batches(batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the batches of the first process of the sequence group on all of its processes.
 
@@ -220,6 +226,7 @@ def share_batches(batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return batches if first else shared
 
 
+@waiting()
 def gather_texts(text: str) -> list[str]:
     """Return the texts of all processes, in their order, on every one of them."""
     if not dist.is_initialized():
@@ -234,6 +241,7 @@ def gather_texts(text: str) -> list[str]:
     return [part[: int(size)].cpu().numpy().tobytes().decode() for part, size in texts]
 
 
+@waiting()
 def all_equal(value: str) -> bool:
     """Say whether every process passes the same text, without sending it: plans are compared so."""
     if not dist.is_initialized():

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from opensora.acceleration.heartbeat import phase
 from opensora.datasets.video_io import contact_sheet
 from opensora.engine.build import build_components
 from opensora.utils.random import Draws
@@ -118,6 +119,7 @@ class Autoencoding:
         """
         draws = Draws(self.seed, batch["sample"].tolist(), batch["epoch"].tolist())
         video = self._cut(batch["video"].to(self.device), step)
+        phase("forward")
         out = self.forward_vae(video, draws)
         decoded, target = _common(out.video, video)
         error = decoded - target

@@ -17,6 +17,12 @@ from opensora.utils.random import recorded_draws
 FOLDER = "reports"
 _FEW = 64  # numbers per clip that are written out; of more, their norm
 _NAMES = 20  # names in a list
+_NO_MEMORY = (
+    "not enough memory",
+    "can't allocate memory",
+    "CUDA out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
 
 
 @dataclass
@@ -102,6 +108,26 @@ def write_report(folder: Path, step: int, rank: int, report: Mapping[str, Any]) 
     path.parent.mkdir(exist_ok=True)
     write_text(json.dumps({"step": step, "rank": rank, **report}, indent=1), path)
     return path
+
+
+def explain_memory(error: Exception, batch: Mapping[str, Any] | None, where: str) -> Exception:
+    """Return an error that says what to change, if memory was short; any other error as it is.
+
+    Args:
+        error: What came out of a step.
+        batch: The batch that was computed.
+        where: Phase and step.
+    """
+    short = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    if batch is None or not (short or any(text in str(error) for text in _NO_MEMORY)):
+        return error
+    size = " x ".join(str(int(batch[key][0])) for key in ("num_frames", "height", "width") if key in batch)
+    said = " ".join(str(error).split())[:200]
+    return MemoryError(
+        f"out of memory in {where}, with a batch of {len(batch['sample'])} clips of {size} ({said}). Lower "
+        "the batch size of that bucket in bucket_config (or batch_size), set activation_checkpoint=True, or "
+        "share more with plugin='zero2'; python scripts/search_batch_size.py CONFIG finds sizes that fit."
+    )
 
 
 class _Watched:

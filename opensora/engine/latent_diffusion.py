@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from opensora.acceleration.heartbeat import phase
 from opensora.acceleration.parallel import parallel_state
 from opensora.datasets.video_io import through_sheet, write_image, write_video
 from opensora.engine.build import Components, build_components
@@ -149,6 +150,7 @@ class LatentDiffusion:
         draws = Draws(self.seed, batch["sample"].tolist(), batch["epoch"].tolist())
         z, cond = self.encode(batch, draws)
         degraded = self._degrade(batch, z, draws)
+        phase("forward")
         per_sample = self.scheduler.training_loss(
             self.forward_model,
             z if degraded is None else degraded,

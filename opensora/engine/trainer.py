@@ -12,9 +12,11 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from opensora.acceleration.heartbeat import here, phase
 from opensora.acceleration.parallel import all_reduce_mean, broadcast_text, parallel_state
 from opensora.engine.checkpoint import FOLDER, RunState, find_checkpoint, read_checkpoint, save_checkpoint
 from opensora.engine.ema import Ema
+from opensora.engine.fault_report import explain_memory
 from opensora.engine.log_window import LogWindow
 from opensora.engine.optimizer import LrSchedule
 from opensora.engine.recovery import Recovery
@@ -128,6 +130,7 @@ class Trainer:
         self._progress = _Progress(schedule.num_steps)
         self._asked = False  # to stop, by a signal to this process
         self._stop = False  # agreed by all processes, so that they leave the loop together
+        self._batch: Mapping[str, Any] | None = None  # that is computed
         self._saved: int | None = None  # step of the last checkpoint in this run's folder
 
     def fit(self) -> RunState:
@@ -137,12 +140,13 @@ class Trainer:
             FloatingPointError: Gradients were not finite for `patience` steps in a row, and there is no way
                 back.
             OSError: The end was reached, and the last checkpoint could not be written.
+            MemoryError: A batch needs more memory than there is.
         """
         handlers = {s: signal.signal(s, self._request_stop) for s in (signal.SIGTERM, signal.SIGINT)}
         try:
             while not self._done():
-                for batches, waited in _timed(self.data.batches(self.state.epoch, self.state.step_in_epoch)):
-                    values = self.train_step(batches)
+                for batches, waited in self._batches():
+                    values = self._try_step(batches)
                     if len(self.recovery.streak()) >= self.settings.patience:
                         self.recovery.roll_back()
                         break
@@ -199,13 +203,15 @@ class Trainer:
         spoiled: list[str] = []
         bad_loss: Tensor | float = 0.0
         for i, batch in enumerate(batches):
-            last = i + 1 == len(batches)
+            last, self._batch = i + 1 == len(batches), batch
+            phase("encode")
             losses = self.task.losses(batch, self.state.step)
             with ExitStack() as stack:
                 # The forward pass is inside as well: engines look there whether to reduce.
                 for name in () if last else self.names:
                     stack.enter_context(self.engine.no_sync(name))
                 for name, parts in losses:
+                    phase("backward")
                     # A loss that is not finite must not leave finite gradients.
                     finite = parts["loss"].detach().isfinite()
                     bad_loss = bad_loss + (~finite).float()
@@ -226,6 +232,7 @@ class Trainer:
             Why it could not be written, for example because the disk is full; the older ones are still there.
             Empty if it was.
         """
+        phase("save")
         tensors: dict[str, dict[str, Tensor]] = {}
         for name in self.names:  # every process takes part in gathering, the main one gets whole tensors
             tensors[name] = self.engine.weights(name)
@@ -283,7 +290,24 @@ class Trainer:
                 self._saved = state.step
         get_logger().info("continued from %s at step %d, epoch %d", path, self.state.step, self.state.epoch)
 
+    def _batches(self) -> Iterator[tuple[list[dict[str, Any]], float]]:
+        """Yield the batches of each step, with the seconds that they were waited for."""
+        batches = iter(self.data.batches(self.state.epoch, self.state.step_in_epoch))
+        while True:
+            phase("data", self.state.step)
+            start = time.perf_counter()
+            if (step := next(batches, None)) is None:
+                return
+            yield step, time.perf_counter() - start
+
+    def _try_step(self, batches: list[dict[str, Any]]) -> dict[str, Tensor | float]:
+        try:
+            return self.train_step(batches)
+        except (MemoryError, RuntimeError) as error:
+            raise explain_memory(error, self._batch, str(here())) from error
+
     def _update(self, name: str, values: dict[str, Any]) -> bool:
+        phase("collective")
         values[f"grad_norm_{name}"] = self.engine.clip(name, self.settings.grad_clip)
         updated = self.engine.step(name)
         if updated and name in self.averages:
@@ -302,6 +326,7 @@ class Trainer:
                 self.tracker.log(step, {**line, "epoch": self.state.epoch})
                 get_logger().info("%s", self._progress.line(step, self.state.epoch, line))
         if self.validate is not None and settings.validate_every and step % settings.validate_every == 0:
+            phase("validation")
             line = self.validate(step)
             if parallel_state().is_main:
                 self.tracker.log(step, line)
@@ -329,11 +354,3 @@ class _Progress:
         clock = f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}"
         shown = " ".join(f"{key} {value:.4g}" for key, value in values.items())
         return f"step {step}/{self.total} epoch {epoch} {shown} | {rate:.2f} steps/s, {clock} left"
-
-
-def _timed(items: Iterable[Any]) -> Iterator[tuple[Any, float]]:
-    """Yield each item with the seconds that it was waited for."""
-    start = time.perf_counter()
-    for item in items:
-        yield item, time.perf_counter() - start
-        start = time.perf_counter()

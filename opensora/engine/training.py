@@ -18,6 +18,7 @@ from opensora.acceleration.parallel import (
     parallel_state,
     shut_down,
 )
+from opensora.acceleration.watchdog import Watchdog
 from opensora.engine.build import parse_dtype
 from opensora.engine.checkpoint import RunState, find_checkpoint, list_checkpoints, read_state
 from opensora.engine.features import task_on_features
@@ -90,8 +91,10 @@ def train(cfg: Any, make_task: Callable[[Mapping[str, Any]], Any], dry_run: bool
         check_packages(cfg["tensorboard"], cfg["wandb"])
         build_engine(cfg["plugin"], cfg["dtype"], {}, {})  # finds what it lacks before a network is built
         seed_everything(cfg["seed"])
+        folder = Path(broadcast_text(str(make_run_folder(cfg)) if parallel_state().is_main else None))
         try:
-            return _run(cfg, make_task, settings, data, start)
+            with Watchdog(folder, cfg["hang_timeout_s"]):
+                return _run(cfg, make_task, settings, data, start, folder)
         finally:
             data.close()
     finally:
@@ -133,9 +136,9 @@ def _run(
     settings: TrainerSettings,
     data: TrainingData,
     start: Start,
+    folder: Path,
 ) -> Path:
     is_main = parallel_state().is_main
-    folder = Path(broadcast_text(str(make_run_folder(cfg)) if is_main else None))
     data.quarantine.file = folder / "quarantine.jsonl"
     data.plan_file = folder / "plan.npz"
     task = make_task(cfg)

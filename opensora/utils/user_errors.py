@@ -11,7 +11,15 @@ from opensora.utils.logging import get_logger
 
 # Seconds in which a launcher ends the others when the first process has failed, so one of them speaks.
 _FIRST_SPEAKS_S = 3.0
-USER_ERRORS = (ValueError, TypeError, KeyError, OSError, ImportError, FloatingPointError)
+LOST_PROCESS = 75  # exit status: the others are to blame, and the same command may be given again
+
+
+class LostProcessError(RuntimeError):
+    """Another process of the run died or hangs. The message names it."""
+
+
+USER_ERRORS = (ValueError, TypeError, KeyError, OSError, ImportError, FloatingPointError, MemoryError)
+USER_ERRORS = (*USER_ERRORS, LostProcessError)
 
 
 @contextmanager
@@ -22,7 +30,7 @@ def one_line_errors() -> Iterator[None]:
     torchrun ends them meanwhile if the first has failed too.
 
     Raises:
-        SystemExit: With status 2, after the line.
+        SystemExit: With status 2, after the line; with 75 if another process is to blame.
     """
     try:
         yield
@@ -37,4 +45,4 @@ def one_line_errors() -> Iterator[None]:
             time.sleep(_FIRST_SPEAKS_S)
         where = "" if rank == "0" else f" in process {rank}"
         sys.stderr.write(f"error{where}: {' '.join(text.split())}\n")
-        raise SystemExit(2) from None
+        raise SystemExit(LOST_PROCESS if isinstance(error, LostProcessError) else 2) from None
