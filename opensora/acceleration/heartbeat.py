@@ -10,9 +10,10 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 _SIZE = 2048  # bytes of a file: always the same, so that a full disk does not stop the beats
@@ -63,6 +64,7 @@ class Beat:
 
 
 _now = Beat()
+_listener: Callable[[], None] | None = None
 
 
 def phase(name: str, step: int | None = None) -> None:
@@ -75,6 +77,8 @@ def phase(name: str, step: int | None = None) -> None:
     global _now
     where = {"count": _now.count + 1} if step is None else {"count": 0, "step": step}
     _now = replace(_now, phase=name, since=time.monotonic(), **where)
+    if _listener is not None:
+        _listener()
 
 
 @contextmanager
@@ -84,6 +88,12 @@ def waiting() -> Iterator[None]:
     phase("collective")
     yield
     phase(before)
+
+
+def listen(listener: Callable[[], None] | None) -> None:
+    """Call something at the beginning of each phase from now on."""
+    global _listener
+    _listener = listener
 
 
 def here() -> Beat:
@@ -98,7 +108,7 @@ def write_beat(path: Path, beat: Beat) -> None:
     with suppress(OSError):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            os.pwrite(descriptor, json.dumps(asdict(beat)).encode().ljust(_SIZE), 0)
+            os.pwrite(descriptor, json.dumps(vars(beat)).encode().ljust(_SIZE), 0)
         finally:
             os.close(descriptor)  # other machines see what was written before it was closed
 
@@ -111,6 +121,7 @@ def read_beat(path: Path) -> Beat | None:
         return None
 
 
+@cache
 def _machine() -> str:
     try:  # process numbers mean something inside one container only
         return f"{socket.gethostname()} {os.readlink('/proc/self/ns/pid')}"

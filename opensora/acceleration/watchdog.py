@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
-from opensora.acceleration.heartbeat import Beat, here, read_beat, write_beat
+from opensora.acceleration.heartbeat import Beat, here, listen, read_beat, write_beat
 from opensora.acceleration.parallel import broadcast_text, parallel_state
 from opensora.utils.user_errors import LOST_PROCESS, LostProcessError
 
@@ -48,7 +48,7 @@ class Watchdog:
         self.beats = Path(broadcast_text(str(folder / FOLDER / f"{time.time_ns()}")))
         self._seen: dict[int, tuple[Beat, float]] = {}  # of each process, and when it was new
         self._failed: dict[int, float] = {}  # when a failure was first seen
-        self._number = 0
+        self._number, self._over = 0, False
         self._lock = threading.Lock()
         self._wake, self._ear = socket.socketpair()
 
@@ -58,7 +58,7 @@ class Watchdog:
         if self.rank == 0:
             shutil.rmtree(self.beats.parent, ignore_errors=True)
         self.beats.mkdir(parents=True, exist_ok=True)
-        self._beat("running")
+        listen(self._beat)  # so that the last phase is known, however suddenly it ends
         for end in (self._wake, self._ear):
             end.setblocking(False)
         self._is_main = threading.current_thread() is threading.main_thread()
@@ -77,12 +77,13 @@ class Watchdog:
             signal.set_wakeup_fd(self._before)
         self._wake.send(b"\0")
         self._thread.join()
+        listen(None)
         if error is None:
             self._beat("done")
             if self.rank == 0:
                 shutil.rmtree(self.beats.parent, ignore_errors=True)
         elif isinstance(error, RuntimeError) and _is_of_a_collective(error) and (text := self._who_is_gone()):
-            self._beat("lost")
+            self._beat("lost", text)
             raise LostProcessError(lost_text(text)) from error
         else:
             self._beat("failed", f"{type(error).__name__}: {error}")
@@ -104,7 +105,7 @@ class Watchdog:
             if now - last > every + _SILENT_S:  # this process slept: it has not seen whether others did
                 self._seen.clear()
             last = now
-            self._beat("running")
+            self._beat()
             if now - asked < _GRACE_S or now >= look:
                 look = now + min(_LOOK_S, self.timeout_s / 5)
                 silent = _SILENT_S if now - asked < _GRACE_S else self.timeout_s
@@ -115,18 +116,20 @@ class Watchdog:
         """Say which processes are gone or stuck; empty if none is."""
         now = time.monotonic()
         others = self._look(now)
-        gone = []
+        gone, told = [], []
         for rank, (beat, at) in others.items():
             if beat.state == "failed":
                 if now - self._failed.setdefault(rank, now) > _OWN_WORD_S:
                     gone.append(f"process {rank} failed in {beat}: {beat.error}")
+            elif beat.state == "lost":
+                told.append(beat.error)
             elif beat.state == "running" and beat.is_dead:
                 gone.append(f"process {rank} died in {beat} (if its memory was full, dmesg says so)")
             # Writing and loading large files may hold Python up.
             elif beat.state == "running" and now - at > (self.timeout_s if beat.phase in _SLOW else silent_s):
                 gone.append(f"process {rank} has not answered for {now - at:.0f} s, since {beat}")
-        if gone or self._failed:
-            return "; ".join(gone)
+        if gone or told or self._failed:
+            return "; ".join(gone or told[:1])
         running = {rank: b for rank, (b, _) in others.items() if b.state == "running"} | {self.rank: here()}
         last = min(beat.place for beat in running.values())
         stuck = {rank: beat for rank, beat in running.items() if beat.place == last}
@@ -150,20 +153,22 @@ class Watchdog:
         end = time.monotonic() + _SILENT_S + _OWN_WORD_S
         self._failed = dict.fromkeys(range(self.size), -_OWN_WORD_S)  # they may have said their word
         while time.monotonic() < end:
-            self._beat("running")
+            self._beat()
             if text := self._judge(min(_SILENT_S, self.timeout_s)):
                 return text
             time.sleep(0.2)
         return ""
 
-    def _beat(self, state: str, error: str = "") -> None:
-        self._number += 1
+    def _beat(self, state: str = "running", error: str = "") -> None:
+        if self._over:
+            return
+        self._number, self._over = self._number + 1, state in ("lost", "failed", "done")
         beat = replace(here(), number=self._number, state=state, error=error)
         write_beat(self.beats / f"rank{self.rank}.json", beat)
 
     def _give_up(self, text: str) -> None:
         """End this process at once, from whatever it does."""
-        self._beat("lost")
+        self._beat("lost", text)
         stacks = self.folder / "reports" / f"stacks_rank{self.rank}.txt"
         try:
             stacks.parent.mkdir(exist_ok=True)

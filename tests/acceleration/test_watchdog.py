@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -24,12 +23,9 @@ WORKER = ROOT / "tests/acceleration/workers/watchdog_run.py"
 def told(tmp_path_factory):
     """Return what each process of each fault came to."""
     folder = tmp_path_factory.mktemp("faults")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     place = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     faults = ("none", "killed", "stopped", "fails", "hangs")
-    command = [sys.executable, str(WORKER), str(folder), str(port), *faults]
+    command = [sys.executable, str(WORKER), str(folder), *faults]
     done = subprocess.run(command, env=place, capture_output=True, text=True, timeout=100)
     assert not done.returncode, done.stderr
     return {"folder": folder, **json.loads(done.stdout.splitlines()[-1])}

@@ -129,3 +129,33 @@ def test_a_save_that_fails_keeps_the_older_one_and_the_run(toy, tmp_path, monkey
     full[:] = [8, 9]
     with pytest.raises(OSError, match="step 9 is not saved, and the run is over: .*that of step 6"):
         toy.trainer_of(tmp_path / "end", ckpt_every=2).fit()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("cannot take 3 GiB"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory"
+        ),
+    ],
+)
+def test_too_little_memory_says_where_and_what_to_change(toy, tmp_path, error):
+    def fail(step):
+        if step == 3:
+            raise error
+        return 0.0
+
+    with pytest.raises(MemoryError, match="in encode of step 3, with a batch of 2 clips of") as told:
+        toy.trainer_of(tmp_path, task=toy.Task(fail)).fit()
+    assert "bucket_config" in str(told.value) and "search_batch_size.py CONFIG" in str(told.value)
+    assert str(error)[:20] in str(told.value)
+
+
+def test_another_error_of_a_step_comes_out_as_it_is(toy, tmp_path):
+    def fail(step):
+        raise RuntimeError("shapes do not fit")
+
+    with pytest.raises(RuntimeError, match="^shapes do not fit$"):
+        toy.trainer_of(tmp_path, task=toy.Task(fail)).fit()

@@ -6,8 +6,10 @@ Prints JSON: for each fault, by process, the exit status, the seconds that it to
 import json
 import os
 import signal
+import socket
 import sys
 import time
+import traceback
 from pathlib import Path
 
 from opensora.acceleration.heartbeat import phase
@@ -63,20 +65,29 @@ def child(fault: str, folder: Path, rank: int, port: int) -> None:
         status = 0
     except SystemExit as end:
         status = int(end.code)
+    except BaseException:
+        traceback.print_exc()
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
 
 
-def main(folder: Path, first_port: int, faults: list[str]) -> None:
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def main(folder: Path, faults: list[str]) -> None:
     started, children, ended = time.monotonic(), {}, {}
-    for number, fault in enumerate(faults):
+    for fault in faults:
         (folder / fault).mkdir()
+        port = free_port()
         for rank in (0, 1):
             pid = os.fork()
             if not pid:
-                child(fault, folder / fault, rank, first_port + number)
+                child(fault, folder / fault, rank, port)
             children[pid] = (fault, rank)
     while set(children) - set(ended) and time.monotonic() < started + 60:
         for pid in set(children) - set(ended):
@@ -97,4 +108,4 @@ def main(folder: Path, first_port: int, faults: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])
+    main(Path(sys.argv[1]), sys.argv[2:])
