@@ -45,6 +45,8 @@ class Watchdog:
             raise ValueError(f"hang_timeout_s={timeout_s}: give seconds, or 0 to wait forever.")
         self.folder, self.timeout_s = folder, timeout_s
         self.rank, self.size = parallel_state().rank, parallel_state().world_size
+        if self.rank == 0 and timeout_s:  # what an earlier start left, before anybody writes
+            shutil.rmtree(folder / FOLDER, ignore_errors=True)
         self.beats = Path(broadcast_text(str(folder / FOLDER / f"{time.time_ns()}")))
         self._seen: dict[int, tuple[Beat, float]] = {}  # of each process, and when it was new
         self._failed: dict[int, float] = {}  # when a failure was first seen
@@ -55,8 +57,6 @@ class Watchdog:
     def __enter__(self) -> "Watchdog":
         if not self.timeout_s:
             return self
-        if self.rank == 0:
-            shutil.rmtree(self.beats.parent, ignore_errors=True)
         self.beats.mkdir(parents=True, exist_ok=True)
         listen(self._beat)  # so that the last phase is known, however suddenly it ends
         for end in (self._wake, self._ear):
