@@ -1,6 +1,6 @@
 """Lengths and sizes: what an autoencoder gives back, and which frames each of its latents stands for."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from opensora.datasets.resolutions import frame_count
 from opensora.utils.logging import get_logger
@@ -86,14 +86,26 @@ def longest_clip(vae: Any, latents: int) -> int:
     return vae.legal_length(length)
 
 
-def chunks(vae: Any, num_frames: int) -> list[tuple[int, int]]:
-    """Return the pieces of a clip that the autoencoder codes one by one: first frame, and frame behind."""
-    size = getattr(vae, "micro_frame_size", None)
-    if size is None or num_frames <= size:
-        return [(0, num_frames)]
-    shared = int(getattr(vae, "temporal_overlap", False))
-    starts = range(0, num_frames - shared, size - shared)
-    return [(start, min(start + size, num_frames)) for start in starts]
+class Chunk(NamedTuple):
+    """A piece of a clip that the autoencoder codes by itself: frames [start, stop), latents [first, last)."""
+
+    start: int
+    stop: int
+    first: int
+    last: int
+
+
+def chunks(vae: Any, num_frames: int) -> list[Chunk]:
+    """Return the pieces of a clip. Neighbours may share a frame, and never share a latent."""
+    size = getattr(vae, "micro_frame_size", None) or num_frames
+    shared = int(size < num_frames and getattr(vae, "temporal_overlap", False))
+    found, first = [], 0
+    for start in range(0, num_frames - shared, size - shared):
+        stop = min(start + size, num_frames)
+        last = first + latent_length(vae, stop - start)
+        found.append(Chunk(start, stop, first, last))
+        first = last
+    return found
 
 
 def chunk_latents(vae: Any) -> int:
@@ -108,10 +120,9 @@ def chunk_latents(vae: Any) -> int:
 def latent_spans(vae: Any, num_frames: int) -> list[tuple[int, int]]:
     """Return the frames that each latent stands for: first frame, and frame behind the last."""
     spans: list[tuple[int, int]] = []
-    for start, stop in chunks(vae, num_frames):
-        count = latent_length(vae, stop - start)
-        ends = [stop - vae.stride[0] * (count - 1 - i) for i in range(count)]
-        spans += zip([start, *ends], ends, strict=False)
+    for chunk in chunks(vae, num_frames):
+        ends = [chunk.stop - vae.stride[0] * i for i in reversed(range(chunk.last - chunk.first))]
+        spans += zip([chunk.start, *ends], ends, strict=False)
     return spans
 
 

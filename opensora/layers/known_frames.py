@@ -60,7 +60,7 @@ class KnownFrames:
             if "mask strategy" in str(error):
                 raise
             raise ValueError(
-                f"mask strategy {_short(text)}: give one to six numbers with commas: loop, reference, its "
+                f"mask strategy {shorten(text)}: give one to six numbers with commas: loop, reference, its "
                 "first frame, first frame in the clip, length (whole numbers), edit ratio (0 to 1)."
             ) from None
 
@@ -178,5 +178,6 @@ def lay(
     return out, mask
 
 
-def _short(text: str) -> str:
+def shorten(text: str) -> str:
+    """Return a text in quotes for a message, without its end if it is long."""
     return repr(text if len(text) <= 60 else text[:57] + "...")
