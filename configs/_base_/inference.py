@@ -12,7 +12,9 @@ verbose = 1  # 0 is silent, 1 logs a line every ten seconds, 2 every step
 
 # What
 prompt = None  # list of prompts; several words after --prompt are several prompts
-prompt_path = None  # or a file: .txt with a prompt per line, or .csv with a column `text`
+prompt_path = (
+    None  # or a file: .txt with a prompt per line, .csv with a column `text`, .jsonl with a key `text`
+)
 start_index = 0  # first prompt of the file, from 0, and number of the first saved file
 end_index = None  # prompt of the file to stop before; None is the last
 csv_reference_column_name = None  # column of the .csv that holds reference paths
@@ -33,15 +35,23 @@ save_fps = None  # frames per second of the file; None is fps / frame_interval
 
 # Long videos
 loop = 1  # clips that continue each other
-condition_frame_length = 5  # latent frames that a clip takes over from the clip before
+condition_frame_length = 5  # latent frames that a clip takes over from the clip before; and of v2v references
 condition_frame_edit = 0.0  # how far they are made anew, 0 not at all, 1 fully
 
 # References
 reference_path = None  # list, per prompt: paths of images or videos, separated by ";"
 mask_strategy = None  # list, per prompt: which frames the references give, see docs/inference.md
-align = None  # round frame positions of mask_strategy to multiples of this many latent frames
+align = None  # round frame positions of numbers in mask_strategy to multiples of this many latent frames
 cond_type = (
-    None  # None, "i2v_head", "i2v_tail", "i2v_loop" or "v2v_head": references as a condition of the model
+    None  # None, "i2v_head", "i2v_tail", "i2v_loop", "v2v_head" or "v2v_tail": frames of the references
+)
+known_as = "auto"  # given frames are "frames" at time 0, or a "reference" beside the noise; auto: as trained
+references = dict(
+    folders=None,  # list of folders that references must lie in, for prompts of strangers; None is any
+    urls=False,  # fetch references over http and https
+    hosts=[],  # only from these hosts, if there are some; private addresses only from here
+    megabytes=64,  # size of a fetched file at most
+    seconds=30,  # time for fetching one at most
 )
 
 # Text that is appended to prompts

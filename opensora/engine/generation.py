@@ -10,11 +10,10 @@ from torch import Tensor
 
 from opensora.acceleration.parallel import parallel_state
 from opensora.engine.latent_diffusion import LatentDiffusion
-from opensora.engine.lengths import covering_size
+from opensora.engine.long_video import LongVideos
 from opensora.engine.output import Output
 from opensora.engine.prompts import Request
 from opensora.utils.logging import get_logger
-from opensora.utils.random import Draws
 
 
 @torch.no_grad()
@@ -34,18 +33,20 @@ def generate(
         requests: All of one size and length.
         cfg: Keys of `configs/_base_/inference.py`.
     """
-    output = Output(cfg)
+    if not requests:
+        return
+    output, sampler = Output(cfg), LongVideos(diffusion, requests[0], cfg)
     features = encode_texts(diffusion, requests)
     progress = Progress(len(requests), cfg["verbose"])
     size = 1 if diffusion.device.type == "cpu" else cfg["batch_size"]
     for first in range(0, len(requests), size):
         batch = requests[first : first + size]
-        z = sample_requests(diffusion, batch, features, cfg["seed"], progress.begin(first, len(batch)))
+        z = sampler.sample(batch, features, progress.begin(first, len(batch)))
         for request, latents in zip(batch, z, strict=True):
-            parts = diffusion.decode_stream(latents, request.num_frames)
+            parts = diffusion.decode_stream(latents, request.length)
             video = (part[:, :, : request.height, : request.width] for part in parts)
             if parallel_state().sequence_rank == 0:  # it writes for its group
-                yield output.save(video, request)
+                yield output.save(sampler.watch(video, request), request)
 
 
 def encode_texts(diffusion: LatentDiffusion, requests: Sequence[Request]) -> dict[str, Tensor]:
@@ -54,41 +55,10 @@ def encode_texts(diffusion: LatentDiffusion, requests: Sequence[Request]) -> dic
     Returns:
         Features by text, on the CPU. Shape [L, F].
     """
-    texts = dict.fromkeys(t for r in requests for t in (r.text, r.negative) if t is not None)
+    texts = dict.fromkeys(text for request in requests for text in request.texts)
     features = {text: diffusion.text_encoder.encode([text])[0][0].cpu() for text in texts}
     diffusion.text_encoder.release()
     return features
-
-
-def sample_requests(
-    diffusion: LatentDiffusion,
-    requests: Sequence[Request],
-    features: Mapping[str, Tensor],
-    seed: int,
-    report: Callable[[int, int], None] | None = None,
-) -> Tensor:
-    """Sample the latents of some requests of one size and length, as one batch.
-
-    Args:
-        diffusion: The components.
-        requests: Their number is B.
-        features: By text, from `encode_texts`.
-        seed: Names the noise, with the prompt and the number of the sample.
-        report: Called with (finished steps, steps).
-
-    Returns:
-        float32 latents that decode to the asked size or a little more. Shape [B, Z, T, H, W].
-    """
-    batch: dict[str, Any] = {}
-    batch["text_features"], batch["text_mask"] = _pad([features[r.text] for r in requests])
-    if requests[0].negative is not None:
-        batch["negative"], batch["negative_mask"] = _pad([features[r.negative] for r in requests])
-    sizes = covering_size(diffusion.vae, requests[0].height, requests[0].width)
-    values = {"fps": requests[0].fps, "num_frames": requests[0].num_frames}
-    values |= dict(zip(("height", "width"), sizes, strict=True))
-    batch |= {name: torch.full((len(requests),), float(value)) for name, value in values.items()}
-    draws = Draws(seed, [r.key for r in requests], [r.sample for r in requests])
-    return diffusion.sample(batch, draws, on_step=report)
 
 
 class Progress:
@@ -123,9 +93,3 @@ class Progress:
             )  # fmt: skip
 
         return report
-
-
-def _pad(features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    padded = torch.nn.utils.rnn.pad_sequence(list(features), batch_first=True)
-    lengths = torch.tensor([len(f) for f in features])
-    return padded, torch.arange(padded.shape[1]) < lengths[:, None]

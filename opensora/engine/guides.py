@@ -119,11 +119,13 @@ class Guide:
         references: Files of images and videos.
         entries: Which of their frames go where.
         cond_type: Or a condition class, where there are references and no entries.
+        text: All of it as it was written; part of file names.
     """
 
     references: tuple[str, ...] = ()
     entries: tuple[KnownFrames | Sentence, ...] = ()
     cond_type: str | None = None
+    text: str = ""
 
 
 def parse_strategy(text: str | None) -> tuple[KnownFrames | Sentence, ...]:
@@ -162,4 +164,5 @@ def make_guide(reference: str | None, strategy: str | None, cond_type: str | Non
             f"reference_path={reference!r}: nothing says which of its frames go where; give --cond-type "
             "i2v_head, or --mask-strategy 'keep 0 at start' (docs/inference.md)."
         )
-    return Guide(files, entries, cond_type if files and not entries else None)
+    kind = cond_type if files and not entries else None
+    return Guide(files, entries, kind, f"{reference}|{strategy}|{kind}" if files or entries else "")

@@ -1,7 +1,9 @@
 """An inference run from a config: check, build, generate."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from opensora.acceleration.block_compile import compilations, compile_blocks
@@ -11,6 +13,7 @@ from opensora.engine.build import Components, build_components, parse_dtype, res
 from opensora.engine.generation import generate
 from opensora.engine.latent_diffusion import LatentDiffusion
 from opensora.engine.lengths import choose_length
+from opensora.engine.long_video import check_loops, find_references
 from opensora.engine.output import file_fps, file_path
 from opensora.engine.prompts import Request, make_requests
 from opensora.layers.attention import set_attention_backend
@@ -24,11 +27,6 @@ from opensora.utils.weights import check_weights
 _PARTS = ("model", "vae", "text_encoder", "scheduler", "guidance")
 # Keys that this version cannot serve yet, and their neutral values.
 _NEUTRAL = {
-    "loop": 1,
-    "reference_path": None,
-    "mask_strategy": None,
-    "cond_type": None,
-    "csv_reference_column_name": None,
     "llm_refine": False,
     "postprocess": [],
 }
@@ -58,12 +56,13 @@ def infer(cfg: Mapping[str, Any]) -> list[Path]:
     level = logger.level
     if not cfg["verbose"]:
         logger.setLevel("WARNING")
+    fetched = TemporaryDirectory(prefix="opensora-")
     try:
         dtype = parse_dtype(cfg["dtype"])
         text_encoder = build(MODELS, cfg["text_encoder"])  # it reads its weights when it encodes
         with meta_device():
             parts = build_components({**_without_weights(cfg), "text_encoder": text_encoder})
-        requests = _requests(cfg, parts.vae)
+        requests = _requests(cfg, parts, Path(fetched.name))
         device = init_distributed(
             None if cfg["device"] == "auto" else cfg["device"], sp_size=cfg["sp_size"]
         ).device
@@ -83,6 +82,7 @@ def infer(cfg: Mapping[str, Any]) -> list[Path]:
             get_logger().info("graphs compiled: %d", compilations())
         return paths
     finally:
+        fetched.cleanup()
         logger.setLevel(level)
         shut_down()
 
@@ -102,7 +102,7 @@ def _check_settings(cfg: Mapping[str, Any]) -> None:
             raise ValueError(
                 f"{key}={cfg[key]!r}: this version makes videos from text alone; set it to {neutral!r}."
             )
-    for key in ("batch_size", "num_sample", "frame_interval"):
+    for key in ("batch_size", "num_sample", "frame_interval", "loop", "condition_frame_length"):
         if not isinstance(cfg[key], int) or cfg[key] < 1:
             raise ValueError(f"{key}={cfg[key]!r}: use a whole number from 1.")
     for key in ("fps", "save_fps", "seconds"):
@@ -113,12 +113,13 @@ def _check_settings(cfg: Mapping[str, Any]) -> None:
             raise ValueError(f"{key}={value!r}: use a number above 0.")
 
 
-def _requests(cfg: Mapping[str, Any], vae: Any) -> list[Request]:
-    """Return what is to be made, without what a file is there for already."""
-    size = _size(cfg)
+def _requests(cfg: Mapping[str, Any], parts: Components, folder: Path) -> list[Request]:
+    """Return what is to be made and is not there yet; references that are fetched go to `folder`."""
+    size, vae = _size(cfg), parts.vae
     length = choose_length(vae, cfg["num_frames"], cfg["seconds"], file_fps(cfg))
     vae.latent_shape(length, *size)  # says if the size is too small
-    requests = make_requests(cfg, size, length)
+    total = check_loops(vae, length, cfg)
+    requests = [replace(request, total=total) for request in make_requests(cfg, size, length)]
     kind = "videos" if length > 1 else "images"
     done = 0
     if cfg["prompt_as_path"]:
@@ -127,10 +128,10 @@ def _requests(cfg: Mapping[str, Any], vae: Any) -> list[Request]:
         requests = [request for path, request in files.items() if not path.exists()]
     get_logger().info(
         "%d %s to make, %d frames of %d x %d%s",
-        len(requests), kind, length, *size, f"; {done} are there already" if done else "",
+        len(requests), kind, total, *size, f"; {done} are there already" if done else "",
     )  # fmt: skip
     Path(cfg["save_dir"]).mkdir(parents=True, exist_ok=True)
-    return requests
+    return find_references(requests, parts, cfg, folder)
 
 
 def _size(cfg: Mapping[str, Any]) -> tuple[int, int]:
@@ -162,7 +163,9 @@ def _check_files(cfg: Mapping[str, Any], parts: Components, requests: Sequence[R
                 "folder, a weights file or a hub name."
             )
     if hasattr(parts.text_encoder, "tokenize"):
-        parts.text_encoder.tokenize(list(dict.fromkeys(request.text for request in requests)))
+        parts.text_encoder.tokenize(
+            list(dict.fromkeys(text for request in requests for text in request.texts))
+        )
 
 
 def _names_weights(part: Mapping[str, Any]) -> bool:

@@ -36,7 +36,7 @@ class Output:
         if request.num_frames == 1:
             write_image(next(iter(video)), path)
         else:  # the sheet is written before the video has its name: a video that is there has one
-            video = through_sheet(video, request.num_frames, path.with_name(f"{path.stem}_sheet.png"))
+            video = through_sheet(video, request.length, path.with_name(f"{path.stem}_sheet.png"))
             write_video(video, path, file_fps(self.cfg))
         get_logger().info("saved %s", path)
         return path
@@ -51,13 +51,13 @@ def file_path(request: Request, cfg: Mapping[str, Any]) -> Path:
     """Return a request's file: named by a number, or by its prompt.
 
     A prompt that makes no good file name is changed and gets its key, so different prompts have different
-    files.
+    files; so does one with references.
     """
     stem = f"{cfg['sample_name']}_{request.index:04d}"
     if cfg["prompt_as_path"]:
         stem = _UNUSUAL.sub("_", request.prompt).encode()[:_LONGEST_NAME].decode(errors="ignore").strip()
-        if stem != request.prompt:
-            stem = f"{stem}-{request.key:014x}"
+        if stem != request.prompt or request.guide.text:
+            stem = f"{stem}-{request.file_key:014x}"
     if cfg["num_sample"] != 1:
         stem = f"{stem}-{request.sample}"
     return Path(cfg["save_dir"]) / (stem + (".png" if request.num_frames == 1 else ".mp4"))

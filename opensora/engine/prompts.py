@@ -1,14 +1,13 @@
 """Requests: what to generate, one per prompt and sample."""
 
-import csv
 import hashlib
-import urllib.parse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from opensora.datasets.video_io import IMAGE_FPS
+from opensora.engine.guides import Guide, make_guide
+from opensora.engine.prompt_files import read_prompts, split_sections, text_of_loop
 from opensora.utils.caption_cleaning import clean_caption
 
 # Below each bound stands a word that 1.3 learned; the last word is for everything above.
@@ -29,14 +28,18 @@ class Request:
 
     Args:
         prompt: What the user wrote; it names the random numbers and the file.
-        text: What the text encoder reads: the prompt with scores, cleaned if the config says so.
+        text: What the text encoder reads: the prompt with scores, cleaned if the config says so. Of a prompt
+            per loop it is the first text.
         negative: What to move away from; None uses the null caption.
         index: Number of the prompt, for file names.
         sample: Number among the samples of the prompt.
-        num_frames: Frames; 1 is an image.
+        num_frames: Frames that the model makes at once; 1 is an image.
         height: Pixels.
         width: Pixels.
         fps: Frames per second that the model is told.
+        later: Texts of later clips of a long video, with the numbers of the clips that they start with.
+        guide: Which frames are given.
+        total: Frames of the file where clips continue each other; 0 is those of one clip.
     """
 
     prompt: str
@@ -48,58 +51,34 @@ class Request:
     height: int
     width: int
     fps: float
+    later: tuple[tuple[int, str], ...] = ()
+    guide: Guide = Guide()
+    total: int = 0
+
+    @property
+    def length(self) -> int:
+        """Frames of the file."""
+        return self.total or self.num_frames
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Every text that an encoder reads for it."""
+        parts = (self.text, *(text for _, text in self.later), self.negative)
+        return tuple(text for text in parts if text is not None)
+
+    def text_in(self, loop: int) -> str:
+        """Return the text of a clip of a long video."""
+        return text_of_loop(((0, self.text), *self.later), loop)
 
     @property
     def key(self) -> int:
         """Name of the prompt's random numbers: a function of its text, not of its place in a list."""
-        return int.from_bytes(hashlib.blake2b(self.prompt.encode(), digest_size=7).digest(), "big")
+        return _digest(self.prompt)
 
-
-def read_prompts(
-    prompts: Sequence[str] | str | None, path: str | None, start: int = 0, end: int | None = None
-) -> list[str]:
-    """Collect prompts from the command line or a file.
-
-    Args:
-        prompts: One prompt, or several.
-        path: A .txt file with a prompt per line, or a .csv file with a column `text`. Empty lines do not
-            count.
-        start: First prompt of the file, from 0.
-        end: Prompt of the file to stop before; None takes all.
-
-    Raises:
-        ValueError: Both or neither are given, or there is no prompt in them.
-        FileNotFoundError: The file does not exist.
-    """
-    if prompts is None and path is None:
-        raise ValueError("there is no prompt: give --prompt 'a text', or --prompt-path FILE (.txt or .csv).")
-    if prompts is not None and path is not None:
-        raise ValueError(f"prompt={prompts!r} and prompt_path={path!r}: give one of them, not both.")
-    if path is None:
-        found = [prompts] if isinstance(prompts, str) else list(prompts)
-    else:
-        if start < 0 or (end is not None and end <= start):
-            raise ValueError(f"start_index={start}, end_index={end}: use 0 <= start_index < end_index.")
-        if is_url(path):
-            raise ValueError(f"prompt_path={path!r}: nothing is downloaded; fetch it, and name the file.")
-        rows = _read_file(Path(path))
-        found = rows[start:end]
-        if not found:
-            raise ValueError(f"prompt_path={path!r}: it has {len(rows)} prompts; start_index={start}.")
-    empty = [i for i, prompt in enumerate(found) if not (prompt or "").strip()]
-    if empty or not found:
-        which = f"number {start + empty[0] if path else empty[0]} is empty" if empty else "the list is empty"
-        raise ValueError(f"prompt={prompts!r}, prompt_path={path!r}: {which}; write a prompt.")
-    return [prompt.strip() for prompt in found]
-
-
-def is_url(text: str) -> bool:
-    """Say whether a text is the address of something on the web, and so no path."""
-    try:
-        parts = urllib.parse.urlsplit(text)
-    except ValueError:  # brackets that hold no address
-        return False
-    return parts.scheme in ("http", "https") and bool(parts.netloc) and len(text.split()) == 1
+    @property
+    def file_key(self) -> int:
+        """Name of the prompt with what is said about its references."""
+        return _digest(self.prompt + self.guide.text)
 
 
 def make_requests(cfg: Mapping[str, Any], size: tuple[int, int], num_frames: int) -> list[Request]:
@@ -111,31 +90,48 @@ def make_requests(cfg: Mapping[str, Any], size: tuple[int, int], num_frames: int
         num_frames: Frames, legal for the autoencoder.
 
     Raises:
-        ValueError: Prompts are missing or empty, or negative ones do not fit them.
+        ValueError: Prompts are missing or empty, or negative ones or references do not fit them.
         FileNotFoundError: The prompt file does not exist.
     """
     start = cfg["start_index"]
-    prompts = read_prompts(cfg["prompt"], cfg["prompt_path"], start, cfg["end_index"])
-    texts = [_final_text(append_scores(prompt, cfg), prompt, cfg["clean_prompts"]) for prompt in prompts]
+    prompts = read_prompts(
+        cfg["prompt"], cfg["prompt_path"], start, cfg["end_index"], cfg["csv_reference_column_name"]
+    )
     negatives = [
         None if text is None else _final_text(text, text, cfg["clean_prompts"])
         for text in _negatives(cfg["neg_prompt"], len(prompts))
     ]
-    return [
-        Request(
-            prompt=prompt,
-            text=texts[i],
-            negative=negatives[i],
-            index=start + i,
-            sample=k,
-            num_frames=num_frames,
-            height=size[0],
-            width=size[1],
-            fps=IMAGE_FPS if num_frames == 1 else cfg["fps"],
+    references, strategies = (
+        _each(name, cfg[name], len(prompts)) for name in ("reference_path", "mask_strategy")
+    )
+    requests = []
+    for i, (prompt, reference, strategy) in enumerate(prompts):
+        texts = [
+            (loop, _final_text(append_scores(text, cfg), prompt, cfg["clean_prompts"]))
+            for loop, text in split_sections(prompt)
+        ]
+        guide = make_guide(
+            references[i] if reference is None else reference,
+            strategies[i] if strategy is None else strategy,
+            cfg["cond_type"],
         )
-        for i, prompt in enumerate(prompts)
-        for k in range(cfg["num_sample"])
-    ]
+        requests += [
+            Request(
+                prompt=prompt,
+                text=texts[0][1],
+                later=tuple(texts[1:]),
+                negative=negatives[i],
+                index=start + i,
+                sample=k,
+                num_frames=num_frames,
+                height=size[0],
+                width=size[1],
+                fps=IMAGE_FPS if num_frames == 1 else cfg["fps"],
+                guide=guide,
+            )
+            for k in range(cfg["num_sample"])
+        ]
+    return requests
 
 
 def append_scores(prompt: str, cfg: Mapping[str, Any]) -> str:
@@ -172,6 +168,10 @@ def append_scores(prompt: str, cfg: Mapping[str, Any]) -> str:
     return prompt
 
 
+def _digest(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "big")
+
+
 def _word(score: float | str | None, table: Sequence[tuple[float, str]]) -> str | None:
     if score is None or isinstance(score, str):
         return score
@@ -193,6 +193,15 @@ def _final_text(text: str, prompt: str, clean: bool) -> str:
     return cleaned
 
 
+def _each(name: str, given: Sequence[str | None] | str | None, count: int) -> list[str | None]:
+    """Return one text per prompt; a single one is for all. The word "none" is None."""
+    listed = [given] if given is None or isinstance(given, str) else list(given)
+    listed = listed * count if len(listed) == 1 else listed
+    if len(listed) != count:
+        raise ValueError(f"{name} has {len(listed)} texts for {count} prompts; give one, or one each.")
+    return [None if text is None or text.strip().lower() == "none" else text for text in listed]
+
+
 def _negatives(given: Sequence[str | None] | str | None, count: int) -> list[str | None]:
     """Return one negative prompt per prompt; a single one is for all."""
     listed = [given] if given is None or isinstance(given, str) else list(given)
@@ -203,20 +212,3 @@ def _negatives(given: Sequence[str | None] | str | None, count: int) -> list[str
     if None in listed and any(text is not None for text in listed):
         raise ValueError(f"neg_prompt={given!r}: None stands beside texts; give a text for each, or none.")
     return listed
-
-
-def _read_file(path: Path) -> list[str | None]:
-    if not path.is_file():
-        raise FileNotFoundError(f"prompt_path={str(path)!r}: no such file. Give a .txt or .csv file.")
-    if path.suffix.lower() == ".txt":
-        return [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    if path.suffix.lower() == ".csv":
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            columns, rows = list(reader.fieldnames or ()), list(reader)
-        if "text" not in columns:
-            raise ValueError(
-                f"prompt_path={str(path)!r}: it has columns {columns}; a column `text` is needed."
-            )
-        return [row["text"] for row in rows]
-    raise ValueError(f"prompt_path={str(path)!r}: give a .txt file with a prompt per line, or a .csv file.")

@@ -14,7 +14,7 @@ from typing import Any
 
 from opensora.datasets.video_io import is_image, is_video
 from opensora.engine.guides import Guide, Sentence
-from opensora.engine.prompts import is_url
+from opensora.engine.prompt_files import is_url
 from opensora.layers.known_frames import shorten
 
 _REDIRECTS = 3

@@ -11,10 +11,10 @@ from opensora.engine.generation import (
     Progress,
     encode_texts,
     generate,
-    sample_requests,
 )
 from opensora.engine.latent_diffusion import LatentDiffusion
 from opensora.engine.lengths import choose_length, covering_size
+from opensora.engine.long_video import sample_requests
 from opensora.engine.prompts import Request
 from opensora.utils.config import load_config
 from opensora.utils.random import Draws

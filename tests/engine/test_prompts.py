@@ -2,7 +2,8 @@
 
 import pytest
 
-from opensora.engine.prompts import append_scores, is_url, make_requests, read_prompts
+from opensora.engine.prompt_files import is_url, read_prompts
+from opensora.engine.prompts import append_scores, make_requests
 from opensora.utils.config_defaults import base_configs
 
 CFG = base_configs()["inference"]
@@ -26,12 +27,16 @@ def test_addresses_are_no_files():
 def test_prompts_from_the_command_line_and_files(tmp_path):
     (tmp_path / "p.txt").write_text("\ufeffone\n\n two \nthree\n", encoding="utf-8")
     (tmp_path / "p.CSV").write_text('text,other\n"a, b",1\nc,2\n')
-    assert read_prompts("a cat", None) == ["a cat"]
-    assert read_prompts([" a ", "b"], None, 1, 2) == ["a", "b"]  # the range is of a file
-    assert read_prompts(None, str(tmp_path / "p.txt")) == ["one", "two", "three"]
-    assert read_prompts(None, str(tmp_path / "p.txt"), 1, None) == ["two", "three"]
-    assert read_prompts(None, str(tmp_path / "p.txt"), 1, 9) == ["two", "three"]
-    assert read_prompts(None, str(tmp_path / "p.CSV"), 0, 1) == ["a, b"]
+
+    def read(*arguments):
+        return [prompt.text for prompt in read_prompts(*arguments)]
+
+    assert read("a cat", None) == ["a cat"]
+    assert read([" a ", "b"], None, 1, 2) == ["a", "b"]  # the range is of a file
+    assert read(None, str(tmp_path / "p.txt")) == ["one", "two", "three"]
+    assert read(None, str(tmp_path / "p.txt"), 1, None) == ["two", "three"]
+    assert read(None, str(tmp_path / "p.txt"), 1, 9) == ["two", "three"]
+    assert read(None, str(tmp_path / "p.CSV"), 0, 1) == ["a, b"]
 
 
 @pytest.mark.parametrize(
@@ -47,7 +52,7 @@ def test_prompts_from_the_command_line_and_files(tmp_path):
         ((None, "{}/p.txt", 3), "it has 3 prompts; start_index=3"),
         ((None, "{}/p.txt", 2, 2), "start_index=2, end_index=2: use 0 <= start_index < end_index"),
         ((None, "{}/p.txt", -1), "start_index=-1, end_index=None: use 0"),
-        ((None, "{}/p.json"), "give a .txt file with a prompt per line, or a .csv file"),
+        ((None, "{}/p.json"), "give a .txt file with a prompt per line, or a .csv or .jsonl"),
     ],
 )
 def test_wrong_prompts(tmp_path, arguments, said):
@@ -60,7 +65,7 @@ def test_wrong_prompts(tmp_path, arguments, said):
 
 
 def test_missing_files():
-    with pytest.raises(FileNotFoundError, match="no such file. Give a .txt or .csv file"):
+    with pytest.raises(FileNotFoundError, match="no such file. Give a .txt, .csv or .jsonl file"):
         read_prompts(None, "no.txt")
 
 

@@ -15,7 +15,7 @@ from opensora.datasets.buckets import Buckets
 from opensora.datasets.planner import Planner, PlanRules
 from opensora.datasets.samplers import BucketSampler
 from opensora.datasets.transforms import temporal_indices
-from opensora.engine.prompts import is_url
+from opensora.engine.prompt_files import is_url
 
 
 def _read_config(published: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[int, Any]]:
