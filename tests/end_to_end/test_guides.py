@@ -1,0 +1,164 @@
+"""Every way to guide a video, from options to decoded frames, with a tiny random model and real clips."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from opensora.datasets.transforms import apply_cut, plan_cut
+from opensora.datasets.video_io import is_image, read_clip, read_image, write_image, write_video
+from opensora.engine.build import build_components
+from opensora.engine.checkpoint import RunState, save_checkpoint
+from opensora.engine.inference import infer
+from opensora.engine.latent_diffusion import LatentDiffusion
+from opensora.engine.output import Output
+from opensora.utils.config import load_config
+
+ROOT = Path(__file__).parents[2]
+CONFIG = str(ROOT / "tests/data/tiny_inference.py")
+FRAMES, SIZE = 13, (16, 24)  # three chunks of two latents, which share a frame: 0 | 1-4 | 4 | 5-8 | 8 | 9-12
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Return a folder with weights, two clips and two images."""
+    folder = tmp_path_factory.mktemp("guides")
+    torch.manual_seed(0)
+    parts = build_components(load_config([CONFIG]))
+    for parameter in parts.model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    save_checkpoint(folder / "model", RunState(step=3), {"model": parts.model.state_dict()})
+    save_checkpoint(folder / "vae", RunState(step=3), {"vae": parts.vae.state_dict()})
+    for name, length, color in (("clip", 33, (0.9, -0.8, 0.3)), ("other", 30, (-0.7, 0.6, 0.9))):
+        video = torch.full((3, length, 40, 50), -0.6)
+        for frame in range(length):
+            left = 2 * frame % 40
+            video[:, frame, 12:24, left : left + 10] = torch.tensor(color)[:, None, None]
+        write_video(video, folder / f"{name}.mp4", 8)
+    write_image(video[:, 3], folder / "a.png")
+    write_image(-video[:, 20], folder / "b.png")
+    return folder
+
+
+class Seen:
+    """What was generated, by number of the prompt."""
+
+    def __init__(self) -> None:
+        self.latents, self.frames, self.vae = {}, {}, None
+
+
+@pytest.fixture
+def make(folder, tmp_path, monkeypatch):
+    """Return a function that runs inference with options in this process, and returns what it saw."""
+    seen = Seen()
+    save, decode = Output.save, LatentDiffusion.decode_stream
+
+    def saving(self, video, request):
+        parts = list(video)
+        seen.frames[request.index, request.sample] = torch.cat(parts, dim=1)
+        return save(self, iter(parts), request)
+
+    def decoding(self, z, num_frames):
+        seen.latents[len(seen.latents)], seen.vae = z.clone(), self.vae
+        return decode(self, z, num_frames)
+
+    monkeypatch.setattr(Output, "save", saving)
+    monkeypatch.setattr(LatentDiffusion, "decode_stream", decoding)
+
+    def call(*options: object) -> Seen:
+        seen.latents.clear()
+        seen.frames.clear()
+        weights = ("--ckpt-path", folder / "model", "--vae.from_pretrained", folder / "vae")
+        words = (*weights, "--save-dir", tmp_path, "--verbose", 0, "--num-frames", FRAMES, *options)
+        seen.paths = infer(load_config([CONFIG, *map(str, words)]))
+        return seen
+
+    monkeypatch.chdir(folder)
+    return call
+
+
+@torch.no_grad()
+def reference(vae, name: str, frames=None) -> torch.Tensor:
+    """Encode frames of a file. Shape [Z, F, H, W]."""
+    still = is_image(name)
+    pixels = read_image(name) if still else read_clip(name, frames or range(33 if name == "clip.mp4" else 29))
+    video = apply_cut(pixels, plan_cut("resize_crop", (40, 50), *SIZE, image=still), image=still)
+    return vae.encode(video[None])[0]
+
+
+def psnr(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Return the peak signal-to-noise ratio of videos in [-1, 1], in decibels."""
+    return float(10 * torch.log10(4 / (a - b).square().mean().clamp(min=1e-12)))
+
+
+# name: (references, mask strategy, {target latent: (reference, its latent)}); all with 13 frames.
+MODES = {
+    "image to video": ("a.png", "0", {0: ("a.png", 0)}),
+    "image as ending": ("a.png", "0,0,0,-1,1", {5: ("a.png", 0)}),
+    "video to video": ("clip.mp4", "0,0,0,0,2", {0: ("clip.mp4", 0), 1: ("clip.mp4", 1)}),
+    "extension forward": ("clip.mp4", "0,0,-4,0,4", {i: ("clip.mp4", 12 + i) for i in range(4)}),
+    "extension backward": ("other.mp4", "0,0,0,-2,2", {4: ("other.mp4", 0), 5: ("other.mp4", 1)}),
+    "loop": ("a.png", "0;0,0,0,-1,1", {0: ("a.png", 0), 5: ("a.png", 0)}),
+    "connection of images": ("a.png;b.png", "0;0,1,0,-1,1", {0: ("a.png", 0), 5: ("b.png", 0)}),
+    "connection of clips": (
+        "clip.mp4;other.mp4",
+        "0,0,-2,0,2;0,1,0,-2,2",
+        {i: ("clip.mp4", 14 + i) for i in (0, 1)} | {4 + i: ("other.mp4", i) for i in (0, 1)},
+    ),
+    "insertion": (
+        "a.png;b.png;clip.mp4",
+        "0,0,0,2,1;0,1,0,4,1;0,2,0,0,1",
+        {2: ("a.png", 0), 4: ("b.png", 0), 0: ("clip.mp4", 0)},
+    ),
+    "all": ("clip.mp4", "0,0,0,0,6", {i: ("clip.mp4", i) for i in range(6)}),
+    "edit": ("clip.mp4", "0,0,0,0,6,0.5", {}),
+    "text": (None, None, {}),
+}
+
+
+@pytest.fixture
+def modes(make):
+    """Return what all modes made in one run."""
+    names = [f"{reference}" for reference, _, _ in MODES.values()]
+    strategies = [f"{strategy}" for _, strategy, _ in MODES.values()]
+    return make("--prompt", *MODES, "--reference-path", *names, "--mask-strategy", *strategies)
+
+
+@torch.no_grad()
+def test_given_frames_come_back_and_others_are_new(modes):
+    text = modes.frames[list(MODES).index("text"), 0]
+    for number, (name, (_, _, places)) in enumerate(MODES.items()):
+        z, video = modes.latents[number], modes.frames[number, 0]
+        assert video.shape == (3, FRAMES, *SIZE), name
+        files = {file: reference(modes.vae, file) for file, _ in places.values()}
+        for target in range(6):
+            file, source = places[target] if target in places else (next(iter(files), "clip.mp4"), target)
+            if target in places:
+                assert torch.equal(z[:, target], files[file][:, source]), name  # bit by bit
+            elif name != "edit" and file in files and source < files[file].shape[1]:
+                assert psnr(z[:, target], files[file][:, source]) < 40, name
+        for chunk in range(3):
+            inner = slice(chunk > 0, 4 + (chunk == 2))  # without the frames that chunks share
+            pair = [2 * chunk, 2 * chunk + 1]
+            shown = video[:, 4 * chunk : 4 * chunk + 5][:, inner]
+            known = [i for i in pair if i in places]
+            if not known:
+                continue
+            file, source = places[known[0]]
+            own = modes.vae.decode(files[file][None, :, source : source + len(known)])[0]
+            if len(known) == 2:
+                assert psnr(shown, own[:, inner]) > 40, name
+            elif known[0] == pair[0] and chunk == 0:
+                print(f"{name}: one latent of a chunk is given, {psnr(shown[:, :1], own):.1f} dB")
+    assert psnr(modes.frames[list(MODES).index("image to video"), 0], text) < 40
+
+
+@torch.no_grad()
+def test_an_edit_stays_near_the_clip_and_a_full_one_is_new(make):
+    ratios = [f"0,0,0,0,6,{ratio}" for ratio in (0, 0.3, 0.6, 1)]
+    guides = ("--reference-path", *["clip.mp4"] * 4, "none", "--mask-strategy", *ratios, "none")
+    made = make("--prompt", *["x"] * 5, "--num-sampling-steps", 8, *guides)
+    clip = reference(made.vae, "clip.mp4")[:, :6]
+    distances = [float((made.latents[i] - clip).square().mean()) for i in range(4)]
+    assert distances[0] == 0 and distances == sorted(distances)
+    assert torch.equal(made.latents[3], made.latents[4])
