@@ -112,8 +112,8 @@ def check_mode(mode: str) -> None:
 def choose_layouts(plans: Sequence[WindowPlan], mode: str, size: int, device: torch.device) -> list[Layout]:
     """Choose what a process holds in each kind of block; Ulysses has one layout for all kinds.
 
-    The axis switch moves a quarter of what Ulysses moves. "auto" takes it unless frames or windows are too
-    few to give each process its share.
+    The axis switch moves a quarter of what Ulysses moves, or half where Ulysses has nothing to do in every
+    second block. "auto" takes it unless frames or windows are too few to give each process its share.
 
     Args:
         plans: Of all kinds of blocks of a model, over one grid.
@@ -193,13 +193,20 @@ def _columns(plan: WindowPlan, size: int, device: torch.device) -> Layout:
         if group.start[0] == 0
     ]
     flat = WindowPlan((1, rows, columns), tuple(cells))
-    edges = torch.cat([torch.full((count,), n) for count, n in flat.runs]).cumsum(0)
-    edges = torch.cat((edges.new_zeros(1), edges))
-    ideal = rows * columns * torch.arange(1, size) / size
-    cuts = edges[(edges[None] - ideal[:, None]).abs().argmin(1)].tolist()
-    ends = [0, *cuts, rows * columns]
-    sizes = tuple(stop - start for start, stop in zip(ends, ends[1:], strict=False))
-    return Layout(2, sizes, token_order(flat, device))
+    order = token_order(flat, device)
+    lengths = [length for count, length in flat.runs for _ in range(count)]
+    if len(set(lengths)) == 1:
+        counts = even_sizes(len(lengths), size)
+        return Layout(2, tuple(lengths[0] * count for count in counts), order)
+    loads, shares = [0] * size, [[] for _ in range(size)]
+    for number in sorted(range(len(lengths)), key=lambda n: -lengths[n]):  # the largest first
+        least = loads.index(min(loads))
+        loads[least] += lengths[number]
+        shares[least].append(number)
+    places = torch.arange(rows * columns, device=device) if order is None else order[0]
+    windows = places.split(lengths)
+    turn = torch.cat([windows[number] for share in shares for number in sorted(share)])
+    return Layout(2, tuple(loads), _table(turn))
 
 
 def _runs(plan: WindowPlan, places: Tensor) -> tuple[tuple[int, int], ...] | None:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import av
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -84,6 +85,13 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if not p.stem.endswith("_sheet")}
 
 
+def pixels(path: Path) -> np.ndarray:
+    """Return the frames of a file. int64, shape [T, H, W, 3]."""
+    with av.open(str(path)) as container:
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    return np.stack(frames).astype(np.int64)
+
+
 @pytest.fixture(scope="module")
 def first(runs, tmp_path_factory) -> Path:
     """Return the folder of a run in its own process: three prompts."""
@@ -130,6 +138,22 @@ def test_two_processes_share_the_videos(first, runs, tmp_path):
     assert done.stdout.count("saved ") == 2  # of the first process
     before = contents(first)
     assert contents(tmp_path) == {name: before[name] for name in before if name != "log"}
+
+
+@pytest.mark.slow
+@pytest.mark.dist
+@pytest.mark.parametrize("mode", ["axis", "ulysses"])
+def test_two_processes_share_one_video(first, runs, tmp_path, mode):
+    """One writes; it is the video of one process. How near is held in tests/acceleration."""
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    options = ("--device", "cpu", "--sp-size", 2, "--sequence-parallel", mode)
+    done = start(*command(runs, tmp_path, "--prompt", *PROMPTS[:2], *options), launcher=launcher)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("saved ") == 2
+    assert sorted(contents(tmp_path)) == ["sample_0000.mp4", "sample_0001.mp4"]
+    for name in contents(tmp_path):
+        found, wanted = (pixels(folder / name) for folder in (tmp_path, first))
+        assert found.shape == wanted.shape and abs(found - wanted).max() <= 4  # the codec adds to one level
 
 
 def test_seed_sample_and_negative_prompt_make_other_videos(first, make):
