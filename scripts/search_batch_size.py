@@ -23,10 +23,9 @@ from typing import Any
 import torch
 
 from opensora.acceleration.activation_checkpoint import set_activation_checkpoint
-from opensora.acceleration.engine import build_engine
 from opensora.acceleration.parallel import init_distributed, parallel_state, shut_down
 from opensora.datasets.buckets import Bucket, Buckets, Shape
-from opensora.engine.build import parse_dtype
+from opensora.engine.build import build_run_engine, parse_dtype
 from opensora.engine.features import task_on_features
 from opensora.engine.latent_diffusion import LatentDiffusion
 from opensora.engine.optimizer import LrSchedule, build_optimizer
@@ -201,8 +200,7 @@ class Steps:
         self.optimizers = {
             name: build_optimizer(module, cfg["optimizer"]) for name, module in modules.items()
         }
-        bucket = 4 * cfg["reduce_bucket_size_in_m"]  # MiB of float32
-        engine = build_engine(cfg["plugin"], cfg["dtype"], modules, self.optimizers, reduce_bucket_mib=bucket)
+        engine = build_run_engine(cfg, modules, self.optimizers)
         self.device = engine.device
         self.task.place(self.device, parse_dtype(cfg["dtype"]))
         schedule = LrSchedule(cfg["optimizer"]["lr"], 1, **cfg["lr_schedule"])

@@ -7,10 +7,12 @@ compile = False  # compile each block of the model with torch.compile, before th
 
 # Processes
 device = "auto"  # "auto" takes GPUs where there are some; "cpu" or "cuda" insist
-plugin = "zero2"  # None (one process), "ddp", "zero1", "zero2", "zero1-seq" or "zero2-seq"
+plugin = "zero2"  # None (one process), "ddp", "fsdp2", "zero1", "zero2"; zeroN-seq is zeroN
 sp_size = 1  # processes that share the tokens of the same clips; divides the number of processes
 sequence_parallel = "auto"  # how they share: "axis" (moves least), "ulysses" (always even) or "auto"
-reduce_bucket_size_in_m = 20  # ZeRO: gradients reduced at once, in millions of numbers
+reduce_bucket_size_in_m = 20  # ddp, ZeRO: gradients reduced at once, in millions of numbers
+overlap_communication = True  # ZeRO on GPUs: reduce gradients beside the backward pass
+offload = False  # zero1, zero2, fsdp2: keep optimizer state in the memory of the CPU, and update there
 hang_timeout_s = 600.0  # seconds without progress after which a run stops and says who hangs; 0 never
 
 # Optimization

@@ -36,9 +36,10 @@ class ColossalEngine(Engine):
         optimizers: See `Engine`.
         dtype: See `Engine`.
         device: See `Engine`.
-        grad_clip: See `Engine`.
         reduce_bucket_mib: Gradients reduced at once, in MiB of float32.
         stage: 1 splits optimizer state, 2 also gradients.
+        offload: Keep masters and optimizer state in the memory of the CPU.
+        overlap: On GPUs, reduce gradients beside the backward pass.
 
     Raises:
         ImportError: ColossalAI or something that it needs is not installed.
@@ -52,18 +53,19 @@ class ColossalEngine(Engine):
         optimizers: Mapping[str, Optimizer],
         dtype: torch.dtype,
         device: torch.device,
-        grad_clip: float = 0.0,
         reduce_bucket_mib: float = 80.0,
         stage: int = 2,
+        offload: bool = False,
+        overlap: bool = True,
     ) -> None:
         colossal = _import_colossal()
         # ColossalAI calls these names, which torch 2.13 replaces.
         message = r"`torch.distributed.(all_gather_into_tensor|reduce_scatter_tensor)` is deprecated"
         warnings.filterwarnings("ignore", message, FutureWarning)
         join_alone(device)
-        super().__init__(modules, optimizers, dtype, device, grad_clip)
-        self.stage = stage
+        super().__init__(modules, optimizers, dtype, device)
         host = device.type == "cpu"
+        self.stage, self.offload, self.overlap = stage, offload, overlap and not host
         colossal.set_accelerator(
             type("Host", (HostAccelerator, colossal.CpuAccelerator), {})()
             if host
@@ -117,8 +119,9 @@ class ColossalEngine(Engine):
             optimizer,
             forced_dtype=self.dtype,
             reduce_bucket_size=self._bucket,
-            overlap_communication=self.device.type != "cpu",
+            overlap_communication=self.overlap,
             partition_grad=self.stage == 2,
+            cpu_offload=self.offload,
         )
         zero.mixed_precision_mixin = None  # the engine scales the loss and looks for overflow
         zero.start()
@@ -141,8 +144,9 @@ class ColossalEngine(Engine):
 
     def _join(self, name: str, key: str, piece: Tensor) -> Tensor | None:
         like = self._trainable[name][key]
+        piece = piece.detach().to(self.device).contiguous()
         slices = [torch.empty_like(piece) for _ in range(self.world_size)] if self.rank == 0 else None
-        dist.gather(piece.detach().contiguous(), slices, dst=0)
+        dist.gather(piece, slices, dst=0)
         return (
             None
             if slices is None
@@ -152,7 +156,13 @@ class ColossalEngine(Engine):
     def _cut(self, name: str, key: str, whole: Tensor) -> Tensor:
         flat = whole.reshape(-1)
         flat = F.pad(flat, (0, -len(flat) % self.world_size))
-        return flat.chunk(self.world_size)[self.rank].to(self.device, torch.float32, copy=True)
+        place = "cpu" if self.offload else self.device
+        return flat.chunk(self.world_size)[self.rank].to(place, torch.float32, copy=True)
+
+    def _put(self, name: str, key: str, tensor: Tensor, value: Tensor) -> None:
+        super()._put(name, key, tensor, value)
+        if key in (rounded := self._rounded.get(name, {})):
+            rounded[key] = value.detach().to("cpu", copy=True)
 
     def _exact(self, name: str) -> dict[str, Tensor]:
         return self._rounded.get(name, {})

@@ -1,8 +1,9 @@
 """Engines: what stands between a training loop and the processes, the precision and the optimizer's memory.
 
-One contract, two implementations. `TorchEngine` is plain torch: plugin "none" (one process) and "ddp" (every
-process holds everything). `ColossalEngine` (`booster.py`) splits optimizer state, and with "zero2" gradients,
-over the processes.
+One contract, three implementations. `TorchEngine` (`data_parallel.py`) is plain torch: plugin "none" (one
+process) and "ddp" (every process holds everything). `ColossalEngine` (`booster.py`) splits optimizer state,
+and with "zero2" gradients, over the processes. `FsdpEngine` (`fsdp.py`) splits weights as well, in plain
+torch.
 
 A step, with `n` micro-batches on this process:
 
@@ -10,7 +11,7 @@ A step, with `n` micro-batches on this process:
         with engine.no_sync("model") if i < n - 1 else nullcontext():
             loss = ... engine.module("model")(...) ...
             engine.backward(loss / n, "model")
-    norm = engine.clip("model", max_norm)
+    norm = engine.clip("model", max_norm)  # 0 only measures
     updated = engine.step("model")
 
 **Gradients** are the mean over the processes, so with losses divided by `n` as above the step follows the
@@ -19,32 +20,31 @@ loss that runs through a second network (a discriminator) leaves no gradient the
 process used keeps no gradient, and the optimizer skips it; one that some process used is updated on all.
 
 **Precision.** The optimizer updates float32 masters, always. A forward pass runs under `torch.autocast` in
-`dtype`. The torch engine keeps the float32 masters in the module; the sharded one keeps weights in `dtype`
-there, and buffers as they were. Gradients of several micro-batches add up in float32, except under `no_sync`
-of zero1. fp16 scales the loss.
+`dtype`. The torch engine keeps the float32 masters in the module; the sharded ones compute with weights in
+`dtype`, and buffers as they were. Gradients of several micro-batches add up in float32, except under
+`no_sync` of zero1. fp16 scales the loss.
 
-**Pieces.** A process owns a piece of each trainable parameter, float32: all of it, or with ZeRO a slice of
-the flattened and zero-padded tensor. `masters`, `gradients` and optimizer state come in pieces, `gather`
-joins them on the first process, `scatter` cuts whole tensors. What is saved is whole, so any plugin with any
-number of processes goes on from it. Methods that gather must be called by every process.
+**Pieces.** A process owns a piece of each trainable parameter, float32: all of it, with ZeRO a slice of the
+flattened and zero-padded tensor, with FSDP some of its rows. `masters`, `gradients` and optimizer state come
+in pieces, `gather` joins them on the first process, `scatter` cuts whole tensors. What is saved is whole, so
+any plugin with any number of processes goes on from it. Methods that gather must be called by every process.
 """
 
-import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from opensora.acceleration.loss_scale import LossScale
 from opensora.acceleration.parallel import parallel_state
+from opensora.utils.logging import get_logger
 
-PLUGINS = ("none", "ddp", "zero1", "zero2", "zero1-seq", "zero2-seq")
+PLUGINS = ("none", "ddp", "fsdp2", "zero1", "zero2", "zero1-seq", "zero2-seq")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -75,7 +75,6 @@ class Engine(ABC):
         optimizers: For each of them a torch optimizer over its trainable parameters.
         dtype: Precision of the forward pass.
         device: Where this process computes.
-        grad_clip: Norm that `clip` uses when it is given none; 0 does not clip.
     """
 
     sharded = False
@@ -86,14 +85,13 @@ class Engine(ABC):
         optimizers: Mapping[str, Optimizer],
         dtype: torch.dtype,
         device: torch.device,
-        grad_clip: float = 0.0,
     ) -> None:
         self.modules, self.optimizers = dict(modules), dict(optimizers)
-        self.dtype, self.device, self.grad_clip = dtype, device, grad_clip
+        self.dtype, self.device = dtype, device
         self.rank = dist.get_rank() if dist.is_initialized() else 0
         self.world_size = dist.get_world_size() if dist.is_initialized() else 1
         self._trainable = {
-            name: _trainable(name, m, self.optimizers[name]) for name, m in self.modules.items()
+            name: trainable(name, m, self.optimizers[name]) for name, m in self.modules.items()
         }
         self._scales = {name: LossScale(dtype == torch.float16) for name in self.modules}
         self._norms: dict[str, float] = {}  # of gradients that are unscaled and clipped, ready for the step
@@ -113,30 +111,29 @@ class Engine(ABC):
         """Return a context whose forward and backward passes are not reduced yet.
 
         It is for all micro-batches of a step but the last. zero2 reduces each of them all the same: it has no
-        room for whole gradients.
+        room for whole gradients. fsdp2 still gathers weights there.
         """
 
-    def clip(self, name: str, max_norm: float | None = None) -> float:
+    def clip(self, name: str, max_norm: float) -> float:
         """Scale gradients down to a norm. Call it once, after the last backward pass of a step.
 
         Args:
             name: Which module.
-            max_norm: Largest norm over all its gradients; 0 only measures, None takes the engine's
-                `grad_clip`.
+            max_norm: Largest norm over all its gradients; 0 only measures.
 
         Returns:
             The norm before clipping, the same on every process; inf when a gradient is not finite.
         """
-        limit = self.grad_clip if max_norm is None else max_norm
-        grads = list(self.gradients(name).values())
+        pieces = self.gradients(name)
+        grads, own = list(pieces.values()), [g for key, g in pieces.items() if self._owns(name, key)]
         squares = torch.zeros((), dtype=torch.float64, device=self.device)
-        if grads:
-            squares += torch.stack(torch._foreach_norm(grads)).double().square().sum()
+        if own:
+            squares += torch.stack(torch._foreach_norm(own)).double().square().sum().to(self.device)
         if self.sharded:
             dist.all_reduce(squares)
         scale = 1.0 if name in self._norms else self._scales[name].value
         norm = math.sqrt(value) / scale if math.isfinite(value := float(squares)) else math.inf
-        factor = (limit / norm if 0 < limit < norm else 1.0) / scale
+        factor = (max_norm / norm if 0 < max_norm < norm else 1.0) / scale
         if grads and factor != 1 and math.isfinite(norm):
             torch._foreach_mul_(grads, factor)
         self._norms[name] = norm
@@ -194,6 +191,7 @@ class Engine(ABC):
 
         They are copies on the CPU of the first process; the others get none.
         """
+        exact = self._exact(name)
         if self.rank != 0:
             return {}
         module = self.modules[name]
@@ -201,7 +199,6 @@ class Engine(ABC):
         tensors = module.state_dict()
         rest = {key: tensors[key] for key, p in module.named_parameters() if not p.requires_grad}
         rest |= {key: tensor for key, tensor in tensors.items() if key not in named}
-        exact = self._exact(name)
         return {key: exact.get(key, tensor).detach().to("cpu", copy=True) for key, tensor in rest.items()}
 
     def weights(self, name: str) -> dict[str, Tensor]:
@@ -244,15 +241,8 @@ class Engine(ABC):
         """
         self._check_weights(name, weights)
         tensors = dict(self.modules[name].named_parameters()) | dict(self.modules[name].named_buffers())
-        exact = self._exact(name)
         for key, value in weights.items():
-            tensors[key].copy_(value)
-            if key in self._trainable[name]:
-                owner = self._owner(name, key)
-                if owner is not tensors[key]:
-                    owner.copy_(self._cut(name, key, value))
-            elif key in exact:
-                exact[key] = value.detach().to("cpu", copy=True)
+            self._put(name, key, tensors[key], value)
         self.zero_grad(name)
         if optimizer_state is not None:
             self._load_optimizer(name, optimizer_state)
@@ -260,6 +250,16 @@ class Engine(ABC):
     @abstractmethod
     def zero_grad(self, name: str) -> None:
         """Drop the gradients of the module `name`."""
+
+    def leaves(self, name: str) -> dict[str, Tensor]:
+        """Return what a loss is differentiated by, by trainable parameter."""
+        return dict(self._trainable[name])
+
+    def _put(self, name: str, key: str, tensor: Tensor, value: Tensor) -> None:
+        """Set a parameter or buffer of a module, and what the optimizer updates, to a whole tensor."""
+        tensor.copy_(value)
+        if key in self._trainable[name] and (owner := self._owner(name, key)) is not tensor:
+            owner.copy_(self._cut(name, key, value))
 
     def _check_weights(self, name: str, weights: Mapping[str, Tensor]) -> None:
         module = self.modules[name]
@@ -306,10 +306,14 @@ class Engine(ABC):
                 dist.broadcast(tensor.detach(), 0)
 
     def _backward(self, loss: Tensor, name: str) -> None:
-        loss.backward(inputs=list(self._trainable[name].values()))
+        loss.backward(inputs=list(self.leaves(name).values()))
+
+    def _owns(self, name: str, key: str) -> bool:
+        """Say whether a piece counts here when all processes add theirs up."""
+        return True
 
     def _exact(self, name: str) -> dict[str, Tensor]:
-        """Frozen parameters that the module holds only rounded."""
+        """Return frozen parameters that the module holds rounded or in pieces. Called by every process."""
         return {}
 
     def _extra_state(self, name: str) -> dict[str, Tensor]:
@@ -333,65 +337,7 @@ class Engine(ABC):
 
     @abstractmethod
     def _cut(self, name: str, key: str, whole: Tensor) -> Tensor:
-        """Return this process's piece of a whole tensor: a float32 copy on its device."""
-
-
-class TorchEngine(Engine):
-    """Plain torch: one process, or several that hold everything and average gradients.
-
-    Args:
-        modules: See `Engine`.
-        optimizers: See `Engine`.
-        dtype: See `Engine`.
-        device: See `Engine`.
-        grad_clip: See `Engine`.
-        reduce_bucket_mib: Gradients reduced at once, in MiB of float32.
-    """
-
-    def __init__(
-        self,
-        modules: Mapping[str, nn.Module],
-        optimizers: Mapping[str, Optimizer],
-        dtype: torch.dtype,
-        device: torch.device,
-        grad_clip: float = 0.0,
-        reduce_bucket_mib: float = 80.0,
-    ) -> None:
-        super().__init__(modules, optimizers, dtype, device, grad_clip)
-        for name, module in self.modules.items():
-            for parameter in self._trainable[name].values():
-                parameter.data = parameter.data.float()
-            self._place(module)
-            wrapped = _data_parallel(module, device, reduce_bucket_mib) if self.world_size > 1 else module
-            self._forward[name] = wrapped if dtype == torch.float32 else Autocast(wrapped, device, dtype)
-
-    def no_sync(self, name: str) -> AbstractContextManager[None]:
-        """Add up gradients here, without the other processes. See `Engine.no_sync`."""
-        forward = self._forward[name]
-        wrapped = forward.module if isinstance(forward, Autocast) else forward
-        return wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) else nullcontext()
-
-    def gradients(self, name: str) -> dict[str, Tensor]:
-        """Return the gradients, whole on every process. See `Engine.gradients`."""
-        return {key: p.grad for key, p in self._trainable[name].items() if p.grad is not None}
-
-    def zero_grad(self, name: str) -> None:
-        """Drop the gradients. See `Engine.zero_grad`."""
-        for parameter in self._trainable[name].values():
-            parameter.grad = None
-        self._norms.pop(name, None)
-
-    def _update(self, name: str) -> None:
-        self.optimizers[name].step()
-
-    def _owner(self, name: str, key: str) -> Tensor:
-        return self._trainable[name][key]
-
-    def _join(self, name: str, key: str, piece: Tensor) -> Tensor | None:
-        return piece.detach().to("cpu", copy=True) if self.rank == 0 else None
-
-    def _cut(self, name: str, key: str, whole: Tensor) -> Tensor:
-        return whole.to(self.device, torch.float32, copy=True)
+        """Return this process's piece of a whole tensor: a float32 copy where the optimizer works."""
 
 
 def build_engine(
@@ -400,32 +346,31 @@ def build_engine(
     modules: Mapping[str, nn.Module],
     optimizers: Mapping[str, Optimizer],
     *,
-    grad_clip: float = 0.0,
     reduce_bucket_mib: float = 80.0,
     device: str | torch.device | None = None,
+    offload: bool = False,
+    overlap: bool = True,
 ) -> Engine:
     """Build the engine of a run; `init_distributed` comes first. Modules move to the device.
 
     Args:
-        plugin: "none" or None, "ddp", "zero1" or "zero2"; "zero1-seq" and "zero2-seq" are the published names
-            of the last two with sequence groups, which work with every plugin.
+        plugin: One of `PLUGINS`; None is "none". "zero1-seq" and "zero2-seq" are the published names of "zero1"
+            and "zero2" with sequence groups, which work with every plugin.
         dtype: "bf16", "fp16" or "fp32".
         modules: The networks that are trained, by name. ZeRO casts their weights in place.
-        optimizers: For each module a torch optimizer over its trainable parameters. ZeRO replaces the
+        optimizers: For each module a torch optimizer over its trainable parameters. ZeRO and FSDP replace the
             parameters in its groups by pieces; learning rates are still set in `param_groups`.
-        grad_clip: Norm that `clip` uses when it is given none; 0 does not clip.
-        reduce_bucket_mib: Gradients reduced at once, in MiB of float32.
+        reduce_bucket_mib: Gradients reduced at once, in MiB of float32. FSDP reduces block by block.
         device: Where this process computes; None takes what `init_distributed` chose.
+        offload: Keep optimizer state in the memory of the CPU and update there.
+        overlap: On GPUs, let ZeRO communicate beside the backward pass.
 
     Raises:
         ValueError: A choice is unknown, modules and optimizers do not fit, or the plugin cannot serve the
             processes.
-        ImportError: The plugin needs ColossalAI and it cannot be imported.
+        ImportError: The plugin needs ColossalAI, or a newer torch, and it cannot be imported.
     """
-    plugin = "none" if plugin is None else plugin
-    if plugin not in PLUGINS:
-        raise ValueError(f"plugin={plugin!r}: use one of {', '.join(PLUGINS)}.")
-    plugin = plugin.removesuffix("-seq")
+    plugin = plugin or "none"
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r}: use one of {', '.join(DTYPES)}.")
     if modules.keys() != optimizers.keys():
@@ -433,43 +378,48 @@ def build_engine(
             f"modules {sorted(modules)} and optimizers {sorted(optimizers)}: give each module one optimizer."
         )
     processes = dist.get_world_size() if dist.is_initialized() else 1
+    check_plugin(plugin, offload, processes)
+    plugin = plugin.removesuffix("-seq")
+    place = parallel_state().device if device is None else torch.device(device)
+    if offload and place.type == "cpu":
+        get_logger().info("offload=True changes nothing: this run computes on the CPU anyway")
+        offload = False
+    common = (modules, optimizers, DTYPES[dtype], place)
+    if plugin in ("none", "ddp"):
+        from opensora.acceleration.data_parallel import TorchEngine
+
+        return TorchEngine(*common, reduce_bucket_mib)
+    if plugin == "fsdp2":
+        from opensora.acceleration.fsdp import FsdpEngine
+
+        return FsdpEngine(*common, offload)
+
+    from opensora.acceleration.booster import ColossalEngine
+
+    return ColossalEngine(*common, reduce_bucket_mib, int(plugin.removeprefix("zero")), offload, overlap)
+
+
+def check_plugin(plugin: str, offload: bool = False, processes: int = 1) -> None:
+    """Check a choice of plugin, before anything is loaded.
+
+    Raises:
+        ValueError: It is unknown, or cannot do what is asked of it.
+    """
+    if plugin not in PLUGINS:
+        raise ValueError(f"plugin={plugin!r}: use one of {', '.join(PLUGINS)}.")
     if plugin == "none" and processes > 1:
         raise ValueError(
             f"plugin='none' with {processes} processes: each would train its own model. Use plugin='ddp' or "
             "plugin='zero2'."
         )
-    place = parallel_state().device if device is None else torch.device(device)
-    if plugin in ("none", "ddp"):
-        return TorchEngine(modules, optimizers, DTYPES[dtype], place, grad_clip, reduce_bucket_mib)
-
-    from opensora.acceleration.booster import ColossalEngine
-
-    return ColossalEngine(
-        modules,
-        optimizers,
-        DTYPES[dtype],
-        place,
-        grad_clip,
-        reduce_bucket_mib,
-        stage=int(plugin.removeprefix("zero")),
-    )
+    if offload and plugin in ("none", "ddp"):
+        raise ValueError(
+            f"offload=True with plugin={plugin!r}: only zero1, zero2 and fsdp2 move optimizer state to the "
+            "CPU, with one process as well; use one of them, or offload=False."
+        )
 
 
-def _data_parallel(module: nn.Module, device: torch.device, bucket_mib: float) -> DistributedDataParallel:
-    # torch 2.13 renames the first.
-    names = inspect.signature(DistributedDataParallel).parameters
-    buffers = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
-    return DistributedDataParallel(
-        module,
-        **{buffers: False},  # nothing here changes a buffer on one process alone
-        device_ids=[device] if device.type == "cuda" else None,
-        find_unused_parameters=True,  # an image may skip temporal layers, a batch a condition
-        gradient_as_bucket_view=True,
-        bucket_cap_mb=bucket_mib,
-    )
-
-
-def _trainable(name: str, module: nn.Module, optimizer: Optimizer) -> dict[str, nn.Parameter]:
+def trainable(name: str, module: nn.Module, optimizer: Optimizer) -> dict[str, nn.Parameter]:
     """Return the trainable parameters by name; the optimizer must have all of them and no others."""
     named = {key: p for key, p in module.named_parameters() if p.requires_grad}
     owned = {id(p) for group in optimizer.param_groups for p in group["params"] if p.requires_grad}

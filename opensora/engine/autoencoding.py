@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from opensora.acceleration.heartbeat import phase
+from opensora.acceleration.parallel import parallel_state
 from opensora.datasets.video_io import contact_sheet
 from opensora.engine.build import build_components
 from opensora.utils.random import Draws
@@ -103,7 +104,8 @@ class Autoencoding:
         """Save the first clip above its reconstruction."""
         video = batch["video"][:1].to(self.device)
         out, target = _common(self.vae(video.to(next(self.vae.parameters()))).video, video)
-        contact_sheet(torch.cat((target, out), dim=3)[0].cpu(), path.with_suffix(".png"))
+        if parallel_state().is_main:
+            contact_sheet(torch.cat((target, out), dim=3)[0].cpu(), path.with_suffix(".png"))
 
     def losses(self, batch: Mapping[str, Any], step: int = 0) -> Iterator[tuple[str, dict[str, Tensor]]]:
         """Yield the loss of a batch.

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from opensora.acceleration.engine import Engine, build_engine
 from opensora.engine.checkpoint import list_checkpoints, weights_file
 from opensora.registry import CONDITIONS, LOADING_KEYS, MODELS, SCHEDULERS, bind, build, fill_in
 from opensora.schedulers.guidance import Guidance
@@ -88,6 +89,21 @@ def parse_dtype(name: str) -> torch.dtype:
     if name not in DTYPES:
         raise ValueError(f"dtype={name!r}: use one of {', '.join(DTYPES)}.")
     return DTYPES[name]
+
+
+def build_run_engine(
+    cfg: Mapping[str, Any], modules: Mapping[str, nn.Module], optimizers: Mapping[str, torch.optim.Optimizer]
+) -> Engine:
+    """Build the engine that the config of a training names; see `build_engine` for errors."""
+    return build_engine(
+        cfg["plugin"],
+        cfg["dtype"],
+        modules,
+        optimizers,
+        reduce_bucket_mib=4 * cfg["reduce_bucket_size_in_m"],  # of float32
+        offload=cfg["offload"],
+        overlap=cfg["overlap_communication"],
+    )
 
 
 def _part(cfg: Mapping[str, Any], name: str) -> Any:

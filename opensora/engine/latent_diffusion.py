@@ -178,7 +178,7 @@ class LatentDiffusion:
         """Save a sample for the first caption of a batch, with a contact sheet."""
         one = {k: v[:1] for k, v in batch.items() if k in (*SIZES, "text", "text_features", "text_mask")}
         z = self.sample(one, Draws(0, [0]))
-        if parallel_state().sequence_rank:  # another process of its group writes
+        if not parallel_state().is_main:  # who only took part
             return
         length = int(one["num_frames"][0])
         video = self.decode_stream(z[0], length)

@@ -9,7 +9,7 @@ from torch import nn
 
 from opensora.acceleration.activation_checkpoint import set_activation_checkpoint
 from opensora.acceleration.block_compile import compilations, compile_blocks
-from opensora.acceleration.engine import PLUGINS, build_engine
+from opensora.acceleration.engine import check_plugin
 from opensora.acceleration.parallel import (
     all_equal,
     barrier,
@@ -19,7 +19,7 @@ from opensora.acceleration.parallel import (
     shut_down,
 )
 from opensora.acceleration.watchdog import Watchdog
-from opensora.engine.build import parse_dtype
+from opensora.engine.build import build_run_engine, parse_dtype
 from opensora.engine.checkpoint import RunState, find_checkpoint, list_checkpoints, read_state
 from opensora.engine.features import task_on_features
 from opensora.engine.optimizer import LrSchedule, build_optimizer
@@ -89,7 +89,7 @@ def train(cfg: Any, make_task: Callable[[Mapping[str, Any]], Any], dry_run: bool
             report_run(cfg, make_task, data)
             return None
         check_packages(cfg["tensorboard"], cfg["wandb"])
-        build_engine(cfg["plugin"], cfg["dtype"], {}, {})  # finds what it lacks before a network is built
+        build_run_engine(cfg, {}, {})  # finds what it lacks before a network is built
         seed_everything(cfg["seed"])
         folder = Path(broadcast_text(str(make_run_folder(cfg)) if parallel_state().is_main else None))
         try:
@@ -107,8 +107,7 @@ def _check(cfg: Any) -> TrainerSettings:
     if absent:
         raise ValueError(f"{', '.join(absent[:5])}: not in this config, so it is no config for training.")
     parse_dtype(cfg["dtype"])
-    if cfg["plugin"] not in (None, *PLUGINS):
-        raise ValueError(f"plugin={cfg['plugin']!r}: use one of {', '.join(PLUGINS)}.")
+    check_plugin(cfg["plugin"] or "none", cfg["offload"])
     if "num_images" in cfg["dataset"] and cfg["dataset"]["num_images"]:
         raise ValueError(
             f"dataset.num_images={cfg['dataset']['num_images']}: the networks of this version do not read "
@@ -150,11 +149,10 @@ def _run(
         if cfg["compile"]:
             compile_blocks(module)
     optimizers = {name: build_optimizer(module, cfg["optimizer"]) for name, module in modules.items()}
-    bucket = 4 * cfg["reduce_bucket_size_in_m"]  # MiB of float32
-    engine = build_engine(cfg["plugin"], cfg["dtype"], modules, optimizers, reduce_bucket_mib=bucket)
+    engine = build_run_engine(cfg, modules, optimizers)
     task.place(engine.device, parse_dtype(cfg["dtype"]))
     if cfg["compile"]:
-        warm_up(task, engine.device, parse_dtype(cfg["dtype"]), data.planner.buckets.shapes)
+        warm_up(task, engine, data.planner.buckets.shapes)
     total = settings.total_steps(data.steps_per_epoch)
     schedule = LrSchedule(cfg["optimizer"]["lr"], total, **cfg["lr_schedule"])
     validation = Validation(task, data, cfg["validation"], folder) if cfg["validate_every"] else None

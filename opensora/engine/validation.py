@@ -37,7 +37,7 @@ class Validation:
             draws = Draws(0, batch["sample"].tolist())
             for name, value in self.task.evaluate(batch, self.cfg["num_times"], draws).items():
                 totals[name] = totals.get(name, 0.0) + value / len(self.batches)
-        if self.cfg["sample"] and parallel_state().data_rank == 0:  # a group makes it together
+        if self.cfg["sample"]:  # by all processes: the network may be in pieces, or the tokens shared out
             folder = self.folder / "samples"
             folder.mkdir(exist_ok=True)
             self.task.show(self.batches[0], folder / f"step{step:07d}")

@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from opensora.acceleration.engine import build_engine
 from opensora.datasets.buckets import Shape
 from opensora.engine.warm_up import warm_up
 
@@ -27,6 +28,11 @@ class Task:
         yield "model", {"loss": self.forward_model(batch["video"].mean((2, 3, 4))).mean()}
 
 
+def engine_of(task):
+    optimizer = torch.optim.AdamW(task.model.parameters())
+    return build_engine("none", "fp32", {"model": task.model}, {"model": optimizer})
+
+
 def test_each_bucket_runs_once_with_even_and_uneven_captions():
     task = Task()
     shapes = [
@@ -36,7 +42,7 @@ def test_each_bucket_runs_once_with_even_and_uneven_captions():
         Shape(2, "1.00", 9, 8, 8, 0),
     ]
     before = task.model.weight.detach().clone()
-    assert warm_up(task, torch.device("cpu"), torch.float32, shapes) == 0  # nothing here is compiled
+    assert warm_up(task, engine_of(task), shapes) == 0  # nothing here is compiled
     assert task.seen == [
         ((2, 3, 5, 8, 16), 1),
         ((2, 3, 5, 8, 16), 2),
@@ -50,5 +56,5 @@ def test_each_bucket_runs_once_with_even_and_uneven_captions():
 def test_features_are_not_made_up():
     task = Task()
     task.vae = None
-    assert warm_up(task, torch.device("cpu"), torch.float32, [Shape(0, "1.00", 1, 8, 8, 1)]) == 0
+    assert warm_up(task, engine_of(task), [Shape(0, "1.00", 1, 8, 8, 1)]) == 0
     assert not task.seen

@@ -139,7 +139,7 @@ def losses():
 
 def alone():
     """Without synchronisation a process can work while the others do something else."""
-    if PLUGIN == "zero2":  # reduces every micro-batch
+    if PLUGIN in ("zero2", "fsdp2"):  # reduces every micro-batch; gathers weights
         return
     engine = build()
     x, y = batch(0)
