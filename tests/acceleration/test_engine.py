@@ -2,9 +2,6 @@
 
 import importlib.util
 import json
-import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -42,48 +39,23 @@ ALL = [pytest.param("none"), *PARALLEL]
 class Runs:
     """Results of the runs of the worker, each made when a test first asks for it."""
 
-    def __init__(self, folder):
-        self.folder, self.done = folder, {}
+    def __init__(self, folder, launch):
+        self.folder, self.launch, self.done = folder, launch, {}
 
     def __call__(self, name):
         if name not in self.done:
             plugin, world, others = RUNS[name]
             for other in others:
                 self(other)
-            start(world, [self.folder / name, plugin, *(self.folder / other for other in others)])
+            self.launch(WORKER, world, self.folder / name, plugin, *(self.folder / other for other in others))
             read = json.loads((self.folder / name / "results.json").read_text())
             self.done[name] = read, load_file(self.folder / name / "tensors.safetensors")
         return self.done[name]
 
 
-def start(world, arguments):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    env = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world)}
-    env |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "LOCAL_WORLD_SIZE": str(world)}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(WORKER), *map(str, arguments)],
-            env={**env, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(world)
-    ]
-    try:
-        outputs = [process.communicate(timeout=150)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    for rank, (process, output) in enumerate(zip(processes, outputs, strict=True)):
-        assert process.returncode == 0, f"{arguments}, process {rank}:\n{output[-4000:]}"
-
-
 @pytest.fixture(scope="session")
-def runs(tmp_path_factory):
-    return Runs(tmp_path_factory.mktemp("engines"))
+def runs(tmp_path_factory, launch):
+    return Runs(tmp_path_factory.mktemp("engines"), launch)
 
 
 def part(tensors, name):
@@ -171,8 +143,8 @@ def test_pieces_join_to_what_was_cut(runs, name):
     found, _ = runs(name)
     assert found["pieces"] == 1.0
     whole = runs("none")[0]["piece_numbers"]
-    if name in ("zero1", "zero2", "fsdp2"):
-        assert whole / 2 <= found["piece_numbers"] < 0.52 * whole  # half, and the padding
+    if name in ("zero1", "zero2", "fsdp2"):  # half, and the padding, or the odd row
+        assert whole / 2 <= found["piece_numbers"] < (0.56 if name == "fsdp2" else 0.52) * whole
     else:
         assert found["piece_numbers"] == whole
 
