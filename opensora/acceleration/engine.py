@@ -354,8 +354,8 @@ def build_engine(
     """Build the engine of a run; `init_distributed` comes first. Modules move to the device.
 
     Args:
-        plugin: One of `PLUGINS`; None is "none". "zero1-seq" and "zero2-seq" are the published names of "zero1"
-            and "zero2" with sequence groups, which work with every plugin.
+        plugin: One of `PLUGINS`; None is "none". "zero1-seq" and "zero2-seq" are the published names of
+            "zero1" and "zero2" with sequence groups, which work with every plugin.
         dtype: "bf16", "fp16" or "fp32".
         modules: The networks that are trained, by name. ZeRO casts their weights in place.
         optimizers: For each module a torch optimizer over its trainable parameters. ZeRO and FSDP replace the
