@@ -30,7 +30,13 @@ ROOT = Path(__file__).parents[1]
 BASES = sorted((ROOT / "configs/_base_").glob("*.py"))
 FILES = sorted(path for path in (ROOT / "configs").rglob("*.py") if path.parent.name != "_base_")
 IDS = [path.relative_to(ROOT / "configs").as_posix() for path in FILES]
-REGISTRIES = {"model": MODELS, "vae": MODELS, "text_encoder": MODELS, "discriminator": MODELS}
+REGISTRIES = {
+    "model": MODELS,
+    "vae": MODELS,
+    "text_encoder": MODELS,
+    "discriminator": MODELS,
+    "perceptual": MODELS,
+}
 REGISTRIES |= {"scheduler": SCHEDULERS, "frame_mask": SCHEDULERS, "dataset": DATASETS}
 
 # Types that configs name and that are not written yet. Take a name away when its class is there.

@@ -42,7 +42,7 @@ AUTOENCODER = {
 }
 # Their contract needs weights: tests/models/test_text_encoders.py.
 TEXT_ENCODER = {"T5Encoder", "CLIPTextEncoder", "SentenceEncoder"}
-OTHER = {"PatchDiscriminator"}
+OTHER = {"PatchDiscriminator", "PerceptualDistance"}
 SCHEDULER = {"RectifiedFlow": {"type": "RectifiedFlow", "num_sampling_steps": 2}}
 FRAME_MASK = {"FrameMask": {"type": "FrameMask", "ratios": {"random": 0.5}}}
 

@@ -189,6 +189,8 @@ class Trainer:
             values["skipped"] = 1 / parallel_state().world_size
         else:
             values |= computed
+        if hasattr(self.task, "after_step"):
+            self.task.after_step(skipped=bool(values["skipped"]))
         self.state.step += 1
         self.state.step_in_epoch += 1
         if not self._stop and float(all_reduce_mean(float(self._asked))) > 0:

@@ -1,5 +1,6 @@
 """What conditions hand to a network, and what an autoencoder returns."""
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -54,14 +55,21 @@ class Reconstruction:
     """What an autoencoder's `forward` returns.
 
     Args:
-        video: The decoded video. Shape [B, 3, T, H, W].
+        video: The decoded video. Shape [B, 3, T, H, W]. None if it was not asked for.
         z: The latents it was decoded from, as the encoder gave them. Shape [B, Z, T', H', W'].
         regularizer: The bottleneck's loss per sample: KL divergence or codebook loss. Shape [B].
+        latents: Of an autoencoder of two parts, what the outer one made of the video. Shape
+            [B, Z, T, H', W'].
+        decoded_latents: The same as the inner part gave it back.
+        report: Scalars to log, by name.
     """
 
-    video: Tensor
+    video: Tensor | None
     z: Tensor
     regularizer: Tensor
+    latents: Tensor | None = None
+    decoded_latents: Tensor | None = None
+    report: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
 
 
 def inject(conditions: nn.ModuleDict, cond: Mapping[str, Tensor], drop: Mapping[str, Tensor]) -> Injection:

@@ -33,6 +33,7 @@ class PatchDiscriminator(nn.Module):
         super().__init__()
         if dims not in (2, 3):
             raise ValueError(f"PatchDiscriminator dims={dims}: use 2 for frames or 3 for clips.")
+        self.dims = dims
         conv, norm = (nn.Conv2d, nn.BatchNorm2d) if dims == 2 else (nn.Conv3d, nn.BatchNorm3d)
 
         def stride(layer: int) -> tuple[int, ...]:

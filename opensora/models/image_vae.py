@@ -71,6 +71,11 @@ class ImageVAE(nn.Module):
             scaling_factor=scaling_factor,
         )
 
+    @property
+    def last_layer(self) -> Tensor:
+        """The weight that makes pixels."""
+        return self.module.decoder.conv_out.weight
+
     def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
         """Return the size (T, H, W) of the latents: as many frames, sides over the stride, rounded down.
 

@@ -72,6 +72,11 @@ class StackedVAE(nn.Module):
         """Standard deviation of each latent channel. Shape [1, Z, 1, 1, 1]."""
         return self.scale
 
+    @property
+    def last_layer(self) -> Tensor:
+        """The weight that makes the latents of frames, which every stage trains."""
+        return self.temporal_vae.last_layer
+
     def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
         """Return the size (T, H, W) of the latents of a clip.
 
@@ -102,12 +107,19 @@ class StackedVAE(nn.Module):
         Returns:
             float32 moments. Shape [B, Z, T', H', W'].
         """
+        return self._posterior(self._latents_of_frames(video, draws))
+
+    def _latents_of_frames(self, video: Tensor, draws: Draws | ReplayDraws | None) -> Tensor:
         frames = self.spatial_vae.posterior(video)
         x = frames.mean
         if draws is not None:
             x = frames.sample(draws.normal("spatial_posterior", 0, x.shape))
-        chunks = self.spatial_vae.normalize(x).split(self._chunk_sizes(x.shape[2]), dim=2)
-        parts = [self.temporal_vae.posterior(chunk) for chunk in chunks]
+        return self.spatial_vae.normalize(x)
+
+    def _posterior(self, latents: Tensor) -> Posterior:
+        parts = [
+            self.temporal_vae.posterior(x) for x in latents.split(self._chunk_sizes(latents.shape[2]), 2)
+        ]
         return Posterior(
             torch.cat([p.mean for p in parts], dim=2), torch.cat([p.logvar for p in parts], dim=2)
         )
@@ -149,6 +161,10 @@ class StackedVAE(nn.Module):
 
     def decode_stream(self, z: Tensor, num_frames: int) -> Iterator[Tensor]:
         """Yield the parts of `decode` one after the other, a few frames at a time; arguments as there."""
+        for frames in self._decode_latents(z, num_frames):
+            yield from self.spatial_vae.decode_stream(frames)
+
+    def _decode_latents(self, z: Tensor, num_frames: int) -> Iterator[Tensor]:
         check_video("z", z, self.latent_channels)
         check_length(num_frames)
         sizes = self._chunk_sizes(num_frames)
@@ -160,13 +176,24 @@ class StackedVAE(nn.Module):
             )
         chunks = self.denormalize(z).split(latent_sizes, dim=2)
         for chunk, size in zip(chunks, sizes, strict=True):
-            yield from self.spatial_vae.decode_stream(self.temporal_vae.decode(chunk, size))
+            yield self.temporal_vae.decode(chunk, size)
 
-    def forward(self, video: Tensor, draws: Draws | ReplayDraws | None = None) -> Reconstruction:
-        """Encode and decode. Arguments as for `encode`."""
-        posterior = self.posterior(video, draws)
+    def forward(
+        self, video: Tensor, draws: Draws | ReplayDraws | None = None, pixels: bool = True
+    ) -> Reconstruction:
+        """Encode and decode. Arguments as for `encode`.
+
+        Args:
+            video: Shape [B, 3, T, H, W].
+            draws: As for `encode`.
+            pixels: False leaves out the video, for training that compares latents only.
+        """
+        latents = self._latents_of_frames(video, draws)
+        posterior = self._posterior(latents)
         z = self.normalize(draw_latents(posterior, draws))
-        return Reconstruction(self.decode(z, video.shape[2]), z, posterior.kl())
+        decoded = torch.cat(list(self._decode_latents(z, video.shape[2])), dim=2)
+        out = self.spatial_vae.decode(decoded) if pixels else None
+        return Reconstruction(out, z, posterior.kl(), latents, decoded)
 
     def _chunk_sizes(self, num_frames: int) -> list[int]:
         chunk = self.micro_frame_size or num_frames

@@ -69,6 +69,11 @@ class TemporalVAE(nn.Module):
             in_channels, latent_channels, widths, num_res_blocks, temporal_down, num_groups
         )
 
+    @property
+    def last_layer(self) -> Tensor:
+        """The weight that makes its video."""
+        return self.decoder.conv_out.conv.weight
+
     def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
         """Return the size (T, H, W) of the latents of a clip; height and width stay.
 

@@ -106,6 +106,11 @@ class VideoVAE(nn.Module):
         set_tiling(self, tile_size, tile_axis, num_tiles)
         set_micro_batch_2d(self, micro_batch_size_2d)
 
+    @property
+    def last_layer(self) -> Tensor:
+        """The weight that makes pixels."""
+        return self.decoder.conv_out.weight
+
     def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
         """Return the size (T, H, W) of the latents of a clip. True for every size that `encode` accepts.
 

@@ -77,6 +77,7 @@ _MOVED = {
     "discriminator_factor": "gan.discriminator_weight",
     "generator_factor": "gan.generator_weight",
     "discriminator_loss_type": "gan.loss",
+    "generator_loss_type": "gan.generator_loss",
     "mixed_image_ratio": "mixed_frames.image_ratio",
     "use_sdedit": "scheduler.renoise_reference",
 }
@@ -96,7 +97,6 @@ _DROPPED = {
     "is_init_image": "nothing read it",
     "log_time": "scripts report their times",
     "bin_size": "files are cut by size: shard_mib",
-    "generator_loss_type": "it goes with gan.loss",
     "lecam_loss_weight": "the published loop ignored it",
     "gradient_penalty_loss_weight": "the published loop ignored it",
     "prompt_generator": "give prompt or prompt_path",

@@ -210,17 +210,6 @@ def test_a_checkpoint_of_the_other_script(scripts, denoiser, table, one_process,
     assert "no weights of vae, it holds model, model_ema" in capsys.readouterr().err
 
 
-def test_losses_that_are_not_there(scripts, table, tmp_path, capsys):
-    with pytest.raises(SystemExit):
-        scripts.here(
-            *scripts.script("train_vae", *scripts.words(table, tmp_path, "--loss.perceptual_weight", 1))
-        )
-    assert (
-        "this version trains on pixels and the bottleneck alone; set perceptual_weight=0."
-        in capsys.readouterr().err
-    )
-
-
 def test_without_colossalai_zero_says_how_to_install_it(scripts, denoiser, tmp_path):
     command = scripts.without("colossalai", denoiser(tmp_path, "--plugin", "zero2"))
     output = scripts.finish(scripts.start(*command), status=2)

@@ -1,11 +1,14 @@
-"""Training an autoencoder: the loss, mixed lengths, frozen parts, both families."""
+"""Training an autoencoder: the loss, mixed lengths, frozen parts, stages, the discriminator's turn."""
 
 import pytest
 import torch
 from PIL import Image
 
+from opensora.engine.adversary import Adversary, adaptive_weight
 from opensora.engine.autoencoding import Autoencoding
+from opensora.models.perceptual import PerceptualDistance
 from opensora.registry import MODELS, build
+from opensora.utils.config_defaults import base_configs
 from opensora.utils.random import Draws
 
 VIDEO = {
@@ -27,12 +30,18 @@ STACKED = {
     },
     "micro_frame_size": 5,
 }
-LOSS = {"l1_weight": 1.0, "mse_weight": 2.0, "kl_weight": 0.5}
+BASE = base_configs()["autoencoder"]
+LOSS = {**BASE["loss"], "perceptual_weight": 0.0, "l1_weight": 1.0, "mse_weight": 2.0, "kl_weight": 0.5}
+DISCRIMINATOR = {"type": "PatchDiscriminator", "channels": 4, "num_layers": 2}
 
 
-def task(vae=VIDEO, **settings):
+def task(vae=VIDEO, loss=None, gan=None, discriminator=None, **settings):
     torch.manual_seed(0)
-    return Autoencoding(build(MODELS, vae), **{"loss": LOSS, **settings})
+    vae, adversary = build(MODELS, vae), None
+    if gan is not None:
+        patches = build(MODELS, {**DISCRIMINATOR, **(discriminator or {})})
+        adversary = Adversary(patches, {**BASE["gan"], **gan})
+    return Autoencoding(vae, loss={**LOSS, **(loss or {})}, adversary=adversary, **settings)
 
 
 def batch(frames=9, height=16, width=16):
@@ -103,5 +112,119 @@ def test_frozen_parts_get_no_gradient():
     ],
 )
 def test_wrong_settings(settings, said):
+    with pytest.raises(ValueError, match=said):
+        task(**settings)
+
+
+def test_the_perceptual_distance_joins_the_loss():
+    distance = PerceptualDistance("efficientnet")
+    plain, more = task(), task(loss={"perceptual_weight": 0.1}, perceptual=distance)
+    a, b = losses(plain, batch()), losses(more, batch())
+    torch.testing.assert_close(b["loss"], a["loss"] + 0.1 * b["perceptual"])
+    b["loss"].backward()
+    assert all(p.grad is not None for p in more.vae.parameters())
+    assert all(p.grad is None for p in distance.parameters())
+
+
+def test_learned_variance_follows_the_error():
+    one = task(loss={"learned_logvar": True, "kl_weight": 0.0, "logvar_init": 1.0})
+    (_, values), (name, variance) = one.losses(batch(), 0)
+    error = values["l1"] + 2 * 4 / 10 ** (values["psnr"] / 10)
+    torch.testing.assert_close(values["loss"].detach(), error / torch.e + 1, atol=1e-5, rtol=1e-5)
+    assert name == "variance" and set(one.trainable()) == {"vae", "variance"}
+    variance["loss"].backward()
+    # d (error e^-s + s) / ds = 1 - error e^-s
+    torch.testing.assert_close(one.variance.logvar.grad, 1 - error / torch.e, atol=1e-5, rtol=1e-5)
+    assert set(task().trainable()) == {"vae"}
+
+
+# The discriminator
+
+
+@pytest.mark.parametrize(
+    ("gan", "discriminator"),
+    [
+        ({"start": 2}, {"dims": 3}),
+        ({"start": 2, "loss": "vanilla", "generator_loss": "non-saturating"}, {"dims": 2, "kernel_size": 4}),
+        ({"start": 2, "adaptive": False}, {"dims": 3}),
+    ],
+    ids=["hinge", "vanilla", "fixed"],
+)
+def test_the_discriminator_is_untouched_before_its_start(gan, discriminator):
+    one, data = task(gan=gan, discriminator=discriminator), batch(5)
+    patches = one.adversary.discriminator
+    before = {key: value.clone() for key, value in patches.state_dict().items()}
+    for step in (0, 1):
+        assert [name for name, _ in one.losses(data, step)] == ["vae"]
+    assert all(torch.equal(value, before[key]) for key, value in patches.state_dict().items())
+    (name, values), (other, found) = one.losses(data, 2)
+    assert (name, other) == ("vae", "discriminator") and patches.main[-1].weight.grad is None
+    ours = torch.autograd.grad(values["loss"], list(one.vae.parameters()), retain_graph=True)
+    assert all(g.isfinite().all() for g in ours)
+    found["loss"].backward()
+    assert all(p.grad is not None for p in patches.parameters())
+    assert all(p.grad is None for p in one.vae.parameters())  # the decoded video was cut off
+
+
+def test_the_adaptive_weight_is_the_ratio_of_gradients():
+    layer = torch.tensor([1.0, 2.0], requires_grad=True)
+    weight = adaptive_weight((layer * torch.tensor([3.0, 4.0])).sum(), 0.5 * layer[0], layer)
+    assert weight.item() == pytest.approx(5 / (0.5 + 1e-4)) and not weight.requires_grad
+    assert adaptive_weight((1e9 * layer).sum(), layer[0], layer).item() == 1e4
+    one, data = (
+        task(gan={"start": 0, "generator_weight": 0.25, "discriminator_weight": 0.5}),
+        batch(5),
+    )
+    plain = losses(task(), data)["loss"]
+    values = next(one.losses(data, 0))[1]
+    expected = plain + 0.25 * 0.5 * values["adaptive_weight"] * values["generator"]
+    torch.testing.assert_close(values["loss"], expected)
+
+
+def test_losses_of_the_discriminator_by_hand():
+    yes, no = torch.tensor([2.0, 0.5, -1.0]), torch.tensor([-2.0, -0.5, 1.0])
+    patches = build(MODELS, DISCRIMINATOR)
+    clip = torch.zeros(1, 3, 1, 2, 2)
+    for name, value in (("hinge", 0.5 * (2.5 / 3 + 2.5 / 3)), ("vanilla", None), ("non-saturating", None)):
+        scores = iter((yes, no))
+        one = Adversary(patches, {**BASE["gan"], "loss": name})
+        found = one.discriminator_loss(lambda video, scores=scores: next(scores), clip, clip)["loss"]
+        softplus = 0.5 * (torch.log1p(torch.exp(-yes)).mean() + torch.log1p(torch.exp(no)).mean())
+        assert found.item() == pytest.approx(softplus.item() if value is None else value, abs=1e-6)
+
+
+# The stages of 1.2
+
+
+def test_stages_compare_what_they_say():
+    pytest.importorskip("diffusers")
+    data, image = batch(5), batch(1)
+    first = {"real_reconstruction": False, "latent_reconstruction": True, "image_identity": True}
+    one = task(STACKED, first, frozen=("spatial_vae.",))
+    values, single = losses(one, data), losses(one, image)
+    torch.testing.assert_close(values["loss"].detach(), values["latent_l1"])
+    torch.testing.assert_close(single["loss"].detach(), single["latent_l1"] + single["identity_l1"])
+    with torch.no_grad():
+        out = one.vae(image["video"], Draws(0, [3, 4], [0, 0]))
+        again = one.vae(image["video"], Draws(0, [3, 4], [0, 0]), pixels=False)
+    torch.testing.assert_close(single["identity_l1"], (one.vae.denormalize(out.z) - out.latents).abs().mean())
+    assert again.video is None and torch.equal(again.z, out.z) and out.video.shape == image["video"].shape
+    single["loss"].backward()
+    assert all((p.grad is None) == name.startswith("spatial_vae.") for name, p in one.vae.named_parameters())
+    both = task(STACKED, {"latent_reconstruction": True})
+    values = losses(both, data)
+    assert {"l1", "latent_l1", "kl"} <= set(values) and "identity_l1" not in values
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"loss": {"image_identity": True}}, "two parts of a StackedVAE; VideoVAE has one"),
+        ({"loss": {"real_reconstruction": False}}, "nothing else is compared"),
+        ({"gan": {"loss": "wgan"}}, "gan.loss='wgan': use one of hinge, vanilla"),
+        ({"gan": {}, "frozen": ("decoder.conv_out",)}, "set gan.adaptive=False"),
+    ],
+)
+def test_settings_that_contradict(settings, said):
     with pytest.raises(ValueError, match=said):
         task(**settings)

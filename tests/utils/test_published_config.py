@@ -331,6 +331,8 @@ def test_autoencoder_training_with_a_discriminator():
         "generator_weight": 0.25,
         "discriminator_weight": 1.0,
         "loss": "vanilla",
+        "generator_loss": "hinge",
+        "adaptive": True,
     }
     assert out["discriminator"]["dims"] == 2 and "model" not in out
 
