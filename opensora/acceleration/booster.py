@@ -142,11 +142,11 @@ class ColossalEngine(Engine):
     def _owner(self, name: str, key: str) -> Tensor:
         return self._zero[name].working_to_master_param[id(self._trainable[name][key])]
 
-    def _join(self, name: str, key: str, piece: Tensor) -> Tensor | None:
+    def _join(self, name: str, key: str, piece: Tensor, keeper: int) -> Tensor | None:
         like = self._trainable[name][key]
         piece = piece.detach().to(self.device).contiguous()
-        slices = [torch.empty_like(piece) for _ in range(self.world_size)] if self.rank == 0 else None
-        dist.gather(piece, slices, dst=0)
+        slices = [torch.empty_like(piece) for _ in range(self.world_size)] if self.rank == keeper else None
+        dist.gather(piece, slices, dst=keeper)
         return (
             None
             if slices is None
@@ -154,10 +154,10 @@ class ColossalEngine(Engine):
         )
 
     def _cut(self, name: str, key: str, whole: Tensor) -> Tensor:
-        flat = whole.reshape(-1)
-        flat = F.pad(flat, (0, -len(flat) % self.world_size))
-        place = "cpu" if self.offload else self.device
-        return flat.chunk(self.world_size)[self.rank].to(place, torch.float32, copy=True)
+        flat, size = whole.reshape(-1), -(-whole.numel() // self.world_size)
+        piece = flat[self.rank * size : (self.rank + 1) * size]  # of a mapped file, no more is read than this
+        piece = piece.to("cpu" if self.offload else self.device, torch.float32, copy=True)
+        return F.pad(piece, (0, size - len(piece)))
 
     def _put(self, name: str, key: str, tensor: Tensor, value: Tensor) -> None:
         super()._put(name, key, tensor, value)

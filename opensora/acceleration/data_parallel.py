@@ -61,8 +61,8 @@ class TorchEngine(Engine):
     def _owner(self, name: str, key: str) -> Tensor:
         return self._trainable[name][key]
 
-    def _join(self, name: str, key: str, piece: Tensor) -> Tensor | None:
-        return piece.detach().to("cpu", copy=True) if self.rank == 0 else None
+    def _join(self, name: str, key: str, piece: Tensor, keeper: int) -> Tensor | None:
+        return piece.detach().to("cpu", copy=True) if self.rank == keeper else None
 
     def _cut(self, name: str, key: str, whole: Tensor) -> Tensor:
         return whole.to(self.device, torch.float32, copy=True)

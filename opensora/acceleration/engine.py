@@ -26,8 +26,9 @@ process used keeps no gradient, and the optimizer skips it; one that some proces
 
 **Pieces.** A process owns a piece of each trainable parameter, float32: all of it, with ZeRO a slice of the
 flattened and zero-padded tensor, with FSDP some of its rows. `masters`, `gradients` and optimizer state come
-in pieces, `gather` joins them on the first process, `scatter` cuts whole tensors. What is saved is whole, so
-any plugin with any number of processes goes on from it. Methods that gather must be called by every process.
+in pieces, `gather` joins them, `scatter` cuts whole tensors. What is saved is whole, so any plugin with any
+number of processes goes on from it. Methods that gather must be called by every process. They give the whole
+tensors to the first process, or with `spread` each to another one, so that none holds a whole checkpoint.
 """
 
 import math
@@ -94,6 +95,7 @@ class Engine(ABC):
             name: trainable(name, m, self.optimizers[name]) for name, m in self.modules.items()
         }
         self._scales = {name: LossScale(dtype == torch.float16) for name in self.modules}
+        self._keepers = {name: self._share_out(part) for name, part in self._trainable.items()}
         self._norms: dict[str, float] = {}  # of gradients that are unscaled and clipped, ready for the step
         self._forward: dict[str, nn.Module] = {}
 
@@ -171,15 +173,16 @@ class Engine(ABC):
         fp16 gradients are scaled until `clip`.
         """
 
-    def gather(self, name: str, pieces: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Join pieces to whole tensors on the CPU of the first process; the others get none.
+    def gather(self, name: str, pieces: Mapping[str, Tensor], spread: bool = False) -> dict[str, Tensor]:
+        """Join pieces to whole tensors on the CPU of one process; the others get none.
 
         Args:
             name: Which module.
             pieces: Pieces by parameter, of the same parameters on every process.
+            spread: Give each process its share of the whole tensors; else the first one gets all.
         """
         keys = [key for key in self._trainable[name] if key in pieces]
-        whole = {key: self._join(name, key, pieces[key]) for key in keys}
+        whole = {key: self._join(name, key, pieces[key], self._keeper(name, key, spread)) for key in keys}
         return {key: tensor for key, tensor in whole.items() if tensor is not None}
 
     def scatter(self, name: str, whole: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -201,28 +204,29 @@ class Engine(ABC):
         rest |= {key: tensor for key, tensor in tensors.items() if key not in named}
         return {key: exact.get(key, tensor).detach().to("cpu", copy=True) for key, tensor in rest.items()}
 
-    def weights(self, name: str) -> dict[str, Tensor]:
-        """Return masters and `frozen`, whole, on the CPU of the first process: what a checkpoint keeps."""
-        return self.gather(name, self.masters(name)) | self.frozen(name)
+    def weights(self, name: str, spread: bool = False) -> dict[str, Tensor]:
+        """Return masters as `gather` does, and on the first process `frozen`: what a checkpoint keeps."""
+        return self.gather(name, self.masters(name), spread) | self.frozen(name)
 
-    def state(self, name: str) -> dict[str, Tensor]:
-        """Return the optimizer's state, whole, on the CPU of the first process; the others get none.
+    def state(self, name: str, spread: bool = False) -> dict[str, Tensor]:
+        """Return the optimizer's state, whole, where `gather` puts the parameters.
 
         Names are those of the optimizer: "exp_avg.<parameter>", "exp_avg_sq.<parameter>", "step.<parameter>";
         fp16 adds "loss_scale" and "growth", ZeRO "reduce_order".
         """
         result: dict[str, Tensor | None] = {}
         for key in self._trainable[name]:
-            owner = self._owner(name, key)
+            owner, keeper = self._owner(name, key), self._keeper(name, key, spread)
             for field, value in self.optimizers[name].state.get(owner, {}).items():
                 if not isinstance(value, Tensor):
                     continue
                 if field != "step" and value.shape == owner.shape:
-                    result[f"{field}.{key}"] = self._join(name, key, value)
-                else:
+                    result[f"{field}.{key}"] = self._join(name, key, value, keeper)
+                elif self.rank == keeper:
                     result[f"{field}.{key}"] = value.detach().to("cpu", copy=True)
-        result |= self._scales[name].state() | self._extra_state(name)
-        return {key: value for key, value in result.items() if value is not None} if self.rank == 0 else {}
+        if self.rank == 0:
+            result |= self._scales[name].state() | self._extra_state(name)
+        return {key: value for key, value in result.items() if value is not None}
 
     @torch.no_grad()
     def load(
@@ -298,6 +302,17 @@ class Engine(ABC):
                 piece = value.detach().to("cpu" if on_host else self.device, copy=True)
             optimizer.state[self._owner(name, key)][field] = piece
 
+    def _share_out(self, trainable: Mapping[str, Tensor]) -> dict[str, int]:
+        """Return for each parameter the process that keeps it in a `spread`: about equal shares, in order."""
+        total, before, keepers = sum(p.numel() for p in trainable.values()), 0, {}
+        for key, parameter in trainable.items():
+            keepers[key] = before * self.world_size // max(total, 1)
+            before += parameter.numel()
+        return keepers
+
+    def _keeper(self, name: str, key: str, spread: bool) -> int:
+        return self._keepers[name][key] if spread else 0
+
     def _place(self, module: nn.Module) -> None:
         """Move a module to the device, and give all processes the weights of the first."""
         module.to(self.device)
@@ -332,8 +347,8 @@ class Engine(ABC):
         """Return the tensor that the optimizer updates."""
 
     @abstractmethod
-    def _join(self, name: str, key: str, piece: Tensor) -> Tensor | None:
-        """Return the whole tensor on the CPU of the first process, None on the others."""
+    def _join(self, name: str, key: str, piece: Tensor, keeper: int) -> Tensor | None:
+        """Return the whole tensor on the CPU of the process `keeper`, a copy; None on the others."""
 
     @abstractmethod
     def _cut(self, name: str, key: str, whole: Tensor) -> Tensor:

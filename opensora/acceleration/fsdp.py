@@ -193,14 +193,14 @@ class FsdpEngine(Engine):
     def _owner(self, name: str, key: str) -> Tensor:
         return self._pieces[name][key]
 
-    def _join(self, name: str, key: str, piece: Tensor) -> Tensor | None:
+    def _join(self, name: str, key: str, piece: Tensor, keeper: int) -> Tensor | None:
         if key in self._scalars[name]:
-            return piece.detach().to("cpu", copy=True) if self.rank == 0 else None
+            return piece.detach().to("cpu", copy=True) if self.rank == keeper else None
         shape = self.modules[name].get_parameter(key).shape
         padded = torch.zeros(self._rows(shape), *shape[1:], dtype=piece.dtype, device=self.device)
         padded[: len(piece)] = piece.detach()
-        parts = [torch.empty_like(padded) for _ in range(self.world_size)] if self.rank == 0 else None
-        dist.gather(padded, parts, dst=0)
+        parts = [torch.empty_like(padded) for _ in range(self.world_size)] if self.rank == keeper else None
+        dist.gather(padded, parts, dst=keeper)
         return None if parts is None else torch.cat(parts)[: shape[0]].to("cpu", copy=True)
 
     def _cut(self, name: str, key: str, whole: Tensor) -> Tensor:

@@ -4,27 +4,31 @@ RUN/checkpoints/epoch0-global_step500/
     model.safetensors            fp32 weights
     model_ema.safetensors        averaged weights, complete
     model_optimizer.safetensors  optimizer state by parameter
-    state.json                   step, epoch, position in the data, fingerprints
+    state.json                   step, epoch, position in the data, settings of the run
+    manifest.json                size and SHA-256 of the other files
+
+Of several processes each writes its share of the whole tensors: `model-00001-of-00004.safetensors` and so on,
+with `model.safetensors.index.json`. `checkpoint_writer.py` writes all this, and this file reads it.
 """
 
+import hashlib
 import json
 import re
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
 from torch import Tensor
 
-from opensora.utils.files import flush_to_disk, write_text
+from opensora.acceleration.parallel import gather_texts, parallel_state
 from opensora.utils.logging import get_logger
-from opensora.utils.weights import save_safetensors
+from opensora.utils.weight_files import INDEX, SAFE, WeightFiles
 
 FOLDER = "checkpoints"
-STATE = "state.json"
+STATE, MANIFEST = "state.json", "manifest.json"
+OLD = ".old"
 _NAME = re.compile(r"epoch(\d+)-global_step(\d+)$")
-_OLD = ".old"
+_FILE = re.compile(rf"(.+?)(-\d{{5}}-of-\d{{5}})?{re.escape(SAFE)}(?:{re.escape(INDEX)})?")
 
 
 @dataclass
@@ -56,41 +60,9 @@ def checkpoint_name(state: RunState) -> str:
     return f"epoch{state.epoch}-global_step{state.step}"
 
 
-def save_checkpoint(
-    run_folder: Path, state: RunState, tensors: dict[str, dict[str, Tensor]], keep: int = 0
-) -> Path:
-    """Write a checkpoint: into a hidden folder, flushed to disk, then renamed. What broke off before goes.
-
-    Args:
-        run_folder: Folder of the run.
-        state: Where the run stands.
-        tensors: File stem to whole tensors.
-        keep: How many checkpoints stay; 0 keeps all.
-
-    Returns:
-        The checkpoint's folder.
-    """
-    folder = run_folder / FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
-    target, partial = folder / checkpoint_name(state), folder / f".{checkpoint_name(state)}.partial"
-    for leftover in folder.glob(".epoch*.partial"):
-        shutil.rmtree(leftover)
-    partial.mkdir()
-    for stem, state_dict in tensors.items():
-        save_safetensors(state_dict, partial / f"{stem}.safetensors")
-    write_text(json.dumps(vars(state), indent=1), partial / STATE)
-    if target.exists():  # the same step saved twice: the newer one wins, and one of them exists at any time
-        old = folder / f".{target.name}{_OLD}"
-        shutil.rmtree(old, ignore_errors=True)
-        target.rename(old)
-    partial.rename(target)
-    flush_to_disk(folder)
-    for old in folder.glob(f".epoch*{_OLD}"):
-        _remove(old)
-    for path in list_checkpoints(run_folder)[:-keep] if keep else []:
-        _remove(path)
-    get_logger().info("saved %s", target)
-    return target
+def step_of(path: Path) -> int:
+    """Return the step in a checkpoint's name."""
+    return _order(path)[0]
 
 
 def list_checkpoints(run_folder: Path) -> list[Path]:
@@ -98,9 +70,8 @@ def list_checkpoints(run_folder: Path) -> list[Path]:
     folder = Path(run_folder) / FOLDER
     found = [path for path in folder.glob("epoch*") if _NAME.match(path.name)]
     # One that was being replaced when the process died.
-    found += [
-        path for path in folder.glob(f".epoch*{_OLD}") if not (folder / path.name[1 : -len(_OLD)]).exists()
-    ]
+    replaced = folder.glob(f".epoch*{OLD}")
+    found += [path for path in replaced if not (folder / path.name[1 : -len(OLD)]).exists()]
     return sorted((path for path in found if (path / STATE).exists()), key=_order)
 
 
@@ -110,16 +81,59 @@ def find_checkpoint(path: str | Path) -> Path:
     Raises:
         FileNotFoundError: There is none.
     """
-    path = Path(path)
-    if (path / STATE).exists():
-        return path
-    found = list_checkpoints(path)
-    if not found:
-        raise FileNotFoundError(
-            f"{path}: no checkpoint here. Expected a folder with {STATE}, or a run folder with "
-            f"{FOLDER}/epoch*-global_step*/; give one of those."
-        )
-    return found[-1]
+    return _candidates(path)[-1]
+
+
+def intact_checkpoint(path: str | Path, together: bool = False, stem: str | None = None) -> Path:
+    """Return a checkpoint whose files are as they were written: the path itself, or the newest of a run.
+
+    A damaged one of a run is passed over with a warning.
+
+    Args:
+        path: A checkpoint or a run folder.
+        together: All processes call this, and share the reading.
+        stem: Look at the files of these tensors only.
+
+    Raises:
+        FileNotFoundError: There is none.
+        ValueError: The checkpoint, or each of the run, is damaged.
+    """
+    candidates, reason = _candidates(path), ""
+    for folder in reversed(candidates):
+        reason = find_damage(folder, together, stem)
+        if not reason:
+            return folder
+        if folder != candidates[0]:
+            get_logger().warning("%s is damaged, so the one before is taken: %s", folder, reason)
+    beside = list_checkpoints(candidates[0].parent.parent)
+    others = [other.name for other in beside if other not in candidates]
+    raise ValueError(
+        f"{candidates[0]}: a damaged checkpoint{', like all newer ones' if len(candidates) > 1 else ''}: "
+        f"{reason}. Copy it again from where it is whole"
+        f"{', or give --load another one, such as ' + others[-1] if others else ''}, or start a new run."
+    )
+
+
+def find_damage(folder: Path, together: bool = False, stem: str | None = None) -> str:
+    """Say how the files of a checkpoint differ from what was written; nothing if they do not.
+
+    Arguments as for `intact_checkpoint`.
+    """
+    rank, world_size = (parallel_state().rank, parallel_state().world_size) if together else (0, 1)
+    try:
+        files = json.loads((folder / MANIFEST).read_text())["files"]
+        names = [name for name in files if stem is None or _stem(name) == stem]
+        reasons = (_difference(folder / name, **files[name]) for name in names[rank::world_size])
+        reason = next(filter(None, reasons), "")
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        reason = f"{MANIFEST} cannot be read ({type(error).__name__}: {error})"
+    return next(filter(None, gather_texts(reason)), "") if together else reason
+
+
+def describe_file(path: Path) -> dict[str, Any]:
+    """Return what the manifest says of a file."""
+    with path.open("rb") as file:
+        return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
 def read_state(path: str | Path) -> RunState:
@@ -128,31 +142,61 @@ def read_state(path: str | Path) -> RunState:
 
 
 def read_checkpoint(path: str | Path) -> tuple[RunState, dict[str, dict[str, Tensor]]]:
-    """Read a checkpoint: its state, and tensors by file stem."""
+    """Read a checkpoint: its state, and tensors by file stem.
+
+    Tensors are mapped from the files: only the parts that are used are read from the disk.
+    """
     folder = find_checkpoint(path)
-    return read_state(folder), {file.stem: load_file(file) for file in sorted(folder.glob("*.safetensors"))}
+    stems = sorted({_stem(file.name) for file in folder.glob(f"*{SAFE}*")})
+    files = {stem: WeightFiles.find(folder / f"{stem}{SAFE}") for stem in stems}
+    return read_state(folder), {stem: dict(found.tensors()) for stem, found in files.items()}
 
 
 def weights_file(path: str | Path, name: str = "model", ema: bool = True) -> Path:
-    """Return the weights in a run or checkpoint folder: averaged ones if wanted and there, else raw ones."""
+    """Return the weights in a run or checkpoint folder: averaged ones if wanted and there, else raw ones.
+
+    The file itself may be absent: `WeightFiles.find` takes its index then.
+
+    Raises:
+        FileNotFoundError: There are none.
+        ValueError: They are damaged.
+    """
     folder = find_checkpoint(path)
-    averaged, raw = folder / f"{name}_ema.safetensors", folder / f"{name}.safetensors"
-    chosen = averaged if ema and averaged.exists() else raw
-    if not chosen.exists():
+    stems = {_stem(file.name) for file in folder.glob(f"*{SAFE}*")}
+    stem = f"{name}_ema" if ema and f"{name}_ema" in stems else name
+    if stem not in stems:
         raise FileNotFoundError(
-            f"{folder}: no {chosen.name}; it holds {sorted(p.name for p in folder.iterdir())}."
+            f"{folder}: no {stem}{SAFE}; it holds {sorted(p.name for p in folder.iterdir())}."
         )
-    return chosen
+    return intact_checkpoint(path, stem=stem) / f"{stem}{SAFE}"
+
+
+def _candidates(path: str | Path) -> list[Path]:
+    path = Path(path)
+    found = [path] if (path / STATE).exists() else list_checkpoints(path)
+    if not found:
+        raise FileNotFoundError(
+            f"{path}: no checkpoint here. Expected a folder with {STATE}, or a run folder with "
+            f"{FOLDER}/epoch*-global_step*/; give one of those."
+        )
+    return found
+
+
+def _difference(path: Path, size: int, sha256: str) -> str:
+    if not path.is_file():
+        return f"{path.name} is missing"
+    if path.stat().st_size != size:
+        return f"{path.name} has {path.stat().st_size:,} bytes, and {size:,} were written"
+    return "" if describe_file(path)["sha256"] == sha256 else f"{path.name} has other bytes than were written"
+
+
+def _stem(name: str) -> str:
+    """Return what a file of tensors is a part of; other files are by themselves."""
+    match = _FILE.fullmatch(name)
+    return match[1] if match else name
 
 
 def _order(path: Path) -> tuple[int, int]:
     """Return step and epoch of a checkpoint's name."""
     epoch, step = re.search(r"epoch(\d+)-global_step(\d+)", path.name).groups()
     return int(step), int(epoch)
-
-
-def _remove(path: Path) -> None:
-    """Delete a checkpoint; from the first moment it is none any more."""
-    partial = path.with_name(f".{path.name.removeprefix('.')}.partial")
-    path.rename(partial)
-    shutil.rmtree(partial)

@@ -27,9 +27,9 @@ class Ema:
         for key, master in self.engine.masters(self.name).items():
             self.pieces[key].lerp_(master, 1 - self.decay)
 
-    def whole(self) -> dict[str, Tensor]:
-        """Return whole averaged tensors on the main process, nothing elsewhere. Called by all processes."""
-        return self.engine.gather(self.name, self.pieces)
+    def whole(self, spread: bool = False) -> dict[str, Tensor]:
+        """Return whole averaged tensors where `Engine.gather` puts them. Called by all processes."""
+        return self.engine.gather(self.name, self.pieces, spread)
 
     def load(self, whole: dict[str, Tensor]) -> None:
         """Restore from whole tensors; every process passes the same.

@@ -82,6 +82,7 @@ class Recovery:
             FloatingPointError: There is none, or going back has not helped.
         """
         bad, trainer = self.streak(), self.trainer
+        trainer.settle()  # what is being written may be where the way leads
         text = f"gradients were not finite for {len(bad)} steps in a row, up to step {bad[-1]}"
         path = broadcast_text(str(self._last_good(bad[0]) or ""))
         if not path:

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from opensora.acceleration.heartbeat import here, phase
-from opensora.acceleration.parallel import all_reduce_mean, broadcast_text, parallel_state
-from opensora.engine.checkpoint import FOLDER, RunState, find_checkpoint, read_checkpoint, save_checkpoint
+from opensora.acceleration.parallel import all_reduce_mean, parallel_state
+from opensora.engine.checkpoint import FOLDER, RunState, find_checkpoint, read_checkpoint
+from opensora.engine.checkpoint_writer import CheckpointWriter
 from opensora.engine.ema import Ema
 from opensora.engine.fault_report import explain_memory
 from opensora.engine.log_window import LogWindow
@@ -32,8 +32,11 @@ class TrainingData(Protocol):
     def state(self) -> dict[str, Any]:
         """Return what is needed to continue, as JSON."""
 
-    def load(self, state: dict[str, Any]) -> None:
+    def load(self, state: dict[str, Any]) -> bool:
         """Continue from a saved state.
+
+        Returns:
+            Whether the saved epoch goes on; if not, the next one begins.
 
         Raises:
             ValueError: The table or the plan is another one.
@@ -51,7 +54,8 @@ class TrainerSettings:
         ema_decay: Of the averaged weights; None keeps none.
         log_every: Steps between lines of the log; 0 writes none.
         ckpt_every: Steps between checkpoints; 0 saves at the end only.
-        ckpt_keep: Checkpoints that stay; 0 keeps all.
+        ckpt_keep: Checkpoints that stay, the latest ones; 0 keeps all.
+        ckpt_keep_every: Checkpoints of steps that this divides stay too; 0 for none.
         validate_every: Steps between validations; 0 never validates.
         patience: Skipped steps in a row after which the run goes back to a checkpoint, see `Recovery`.
         skip_steps: Steps, counted from 0, that make no update: those that another run skipped.
@@ -68,6 +72,7 @@ class TrainerSettings:
     log_every: int = 10
     ckpt_every: int = 0
     ckpt_keep: int = 0
+    ckpt_keep_every: int = 0
     validate_every: int = 0
     patience: int = 20
     skip_steps: Sequence[int] = ()
@@ -79,7 +84,7 @@ class TrainerSettings:
                 f"ema_decay={self.ema_decay}: use a number in [0, 1), or None to keep no average."
             )
         least = {"epochs": 1, "patience": 1, "grad_clip": 0, "log_every": 0}
-        least |= {"ckpt_every": 0, "ckpt_keep": 0, "validate_every": 0}
+        least |= {"ckpt_every": 0, "ckpt_keep": 0, "ckpt_keep_every": 0, "validate_every": 0}
         if self.max_steps is not None:
             least["max_steps"] = 1
         for name, smallest in least.items():
@@ -132,6 +137,8 @@ class Trainer:
         self._stop = False  # agreed by all processes, so that they leave the loop together
         self._batch: Mapping[str, Any] | None = None  # that is computed
         self._saved: int | None = None  # step of the last checkpoint in this run's folder
+        self._blocked = 0.0  # seconds that the last step was held up by saving
+        self._writer = CheckpointWriter(tracker.folder, settings.ckpt_keep, settings.ckpt_keep_every)
 
     def fit(self) -> RunState:
         """Train to the end, or until SIGTERM or Ctrl-C asks to stop: then save and return.
@@ -155,9 +162,12 @@ class Trainer:
                         break
                 else:
                     self.state.epoch, self.state.step_in_epoch = self.state.epoch + 1, 0
-            if self._saved != self.state.step and (error := self.save()):
+            if self._saved != self.state.step:
+                self.save()
+            if error := self.settle():
                 raise OSError(f"step {self.state.step} is not saved, and the run is over: {error}")
         finally:
+            self._writer.leave()
             for number, handler in handlers.items():
                 signal.signal(number, handler)
         return self.state
@@ -193,9 +203,13 @@ class Trainer:
             self.task.after_step(skipped=bool(values["skipped"]))
         self.state.step += 1
         self.state.step_in_epoch += 1
-        if not self._stop and float(all_reduce_mean(float(self._asked))) > 0:
+        asked, failed = all_reduce_mean(torch.tensor([self._asked, self._writer.failed])).tolist()
+        if failed:
+            self.settle()
+        if asked and not self._stop:
             self._stop = True
             get_logger().warning("asked to stop: saving step %d", self.state.step)
+        values["seconds_save"], self._blocked = self._blocked, 0.0
         values["seconds_step"] = time.perf_counter() - start  # agreeing has waited for the device
         return values
 
@@ -227,36 +241,40 @@ class Trainer:
                         spoiled.append(name)
         return spoiled, bad_loss, values
 
-    def save(self) -> str:
-        """Write a checkpoint of the current state. Called by all processes.
+    def save(self) -> None:
+        """Copy the current state, and begin to write it as a checkpoint. Called by all processes.
 
-        Returns:
-            Why it could not be written, for example because the disk is full; the older ones are still there.
-            Empty if it was.
+        Training goes on meanwhile. `settle` tells whether it was written.
         """
         phase("save")
-        tensors: dict[str, dict[str, Tensor]] = {}
-        for name in self.names:  # every process takes part in gathering, the main one gets whole tensors
-            tensors[name] = self.engine.weights(name)
-            tensors[f"{name}_optimizer"] = self.engine.state(name)
+        start = time.perf_counter()
+        self.settle()  # before copying, so that there is one copy at a time
+        waited = time.perf_counter() - start
+        parts: dict[str, dict[str, Tensor]] = {}
+        for name in self.names:  # every process gets its share of the whole tensors, copied
+            parts[name] = self.engine.weights(name, spread=True)
+            parts[f"{name}_optimizer"] = self.engine.state(name, spread=True)
             if name in self.averages:
-                tensors[f"{name}_ema"] = self.engine.frozen(name) | self.averages[name].whole()
+                parts[f"{name}_ema"] = self.engine.frozen(name) | self.averages[name].whole(spread=True)
         self.state.data = self.data.state()
         self.state.window = self._window.steps()
-        error = ""
         skipped = self.state.step - 1 in self.state.skipped[-1:]  # then an older one may be gone back to
-        if parallel_state().is_main:
-            try:
-                keep = 0 if skipped else self.settings.ckpt_keep
-                save_checkpoint(self.tracker.folder, self.state, tensors, keep)
-            except (OSError, SafetensorError) as failure:
-                error = f"{self.tracker.folder}: no checkpoint of step {self.state.step} ({failure})"
-        error = broadcast_text(error)
-        if not error:
-            self._saved = self.state.step
-        else:
-            older = "none yet" if self._saved is None else f"the newest is that of step {self._saved}"
-            error = f"{error}; {older}. Free space on that disk."
+        self._writer.save(self.state, parts, keep_all=skipped)
+        self._saved = self.state.step
+        self._blocked = time.perf_counter() - start
+        text = "saving step %d: held up for %.3f s, %.3f s of it by the checkpoint before"
+        get_logger().info(text, self.state.step, self._blocked, waited)
+
+    def settle(self) -> str:
+        """Wait until the last checkpoint is written. Called by all processes.
+
+        Returns:
+            Why it could not be, for example because the disk is full; the older ones are still there. Empty
+            if it was.
+        """
+        error = self._writer.wait()
+        if error:
+            self._saved = None
             get_logger().warning("%s Training goes on, and the next save tries again.", error)
         return error
 
@@ -284,7 +302,8 @@ class Trainer:
             if name in self.averages:
                 self.averages[name].load(tensors.get(f"{name}_ema", tensors[name]))
         if not from_scratch:
-            self.data.load(state.data)
+            if not self.data.load(state.data):
+                state.epoch, state.step_in_epoch = state.epoch + 1, 0
             state.skip_steps = sorted({*state.skip_steps, *self.settings.skip_steps})
             self.state, self.recovery.origin = state, path
             self._window = LogWindow(state.window)

@@ -1,7 +1,6 @@
 """A training run from a config: check, plan, build, train."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ from opensora.acceleration.activation_checkpoint import set_activation_checkpoin
 from opensora.acceleration.block_compile import compilations, compile_blocks
 from opensora.acceleration.engine import check_plugin
 from opensora.acceleration.parallel import (
-    all_equal,
     barrier,
     broadcast_text,
     init_distributed,
@@ -20,10 +18,10 @@ from opensora.acceleration.parallel import (
 )
 from opensora.acceleration.watchdog import Watchdog
 from opensora.engine.build import build_run_engine, parse_dtype
-from opensora.engine.checkpoint import RunState, find_checkpoint, list_checkpoints, read_state
 from opensora.engine.features import task_on_features
 from opensora.engine.optimizer import LrSchedule, build_optimizer
 from opensora.engine.report import report_run
+from opensora.engine.start import Start, find_start
 from opensora.engine.tracker import Tracker, check_packages
 from opensora.engine.trainer import Trainer, TrainerSettings
 from opensora.engine.training_data import TrainingData
@@ -35,24 +33,6 @@ from opensora.utils.config import make_run_folder
 from opensora.utils.config_defaults import base_configs
 from opensora.utils.logging import get_logger
 from opensora.utils.random import seed_everything
-
-
-@dataclass(frozen=True)
-class Start:
-    """Where a run starts.
-
-    Args:
-        checkpoint: What is loaded; None starts with fresh weights.
-        state: Where the run goes on; None at step 0, though weights may be loaded.
-    """
-
-    checkpoint: Path | None
-    state: RunState | None
-
-    @property
-    def step(self) -> int:
-        """Steps that are done."""
-        return 0 if self.state is None else self.state.step
 
 
 def train(cfg: Any, make_task: Callable[[Mapping[str, Any]], Any], dry_run: bool = False) -> Path | None:
@@ -77,9 +57,7 @@ def train(cfg: Any, make_task: Callable[[Mapping[str, Any]], Any], dry_run: bool
     settings = _check(cfg)
     init_distributed(None if cfg["device"] == "auto" else cfg["device"], sp_size=cfg["sp_size"])
     try:
-        start = _find_start(cfg)
-        if not all_equal(str(start)):
-            raise RuntimeError("processes see different checkpoints; put `outputs` on a disk that all share.")
+        start = find_start(cfg)
         data = TrainingData(cfg, start.state.data["batches_per_step"] if start.state is not None else None)
         if start.state is not None:
             data.load(start.state.data)
@@ -187,31 +165,3 @@ class _Silent:
 
     def close(self) -> None:
         """Do nothing."""
-
-
-def _find_start(cfg: Any) -> Start:
-    """Resolve `load`, `run_name` and `start_from_scratch`.
-
-    A named run that has checkpoints of its own goes on from the newest, also if `load` names another run:
-    that was for its first start. So a command that was stopped can be given again as it is.
-    """
-    named = None if cfg["run_name"] is None else Path(cfg["outputs"]) / cfg["run_name"]
-    own = [] if named is None else list_checkpoints(named)
-    load, found = cfg["load"], own[-1] if own else None
-    if load == "latest" and named is None:
-        raise ValueError(
-            "load='latest' needs run_name, the run whose newest checkpoint is loaded; give --run-name."
-        )
-    path = None if load in (None, "latest") else Path(load).resolve()
-    if own and path is not None and named.resolve() not in (path, *path.parents):
-        get_logger().info("run %s goes on from its own checkpoint; load=%s was for its start", named, load)
-        return Start(found, read_state(found))
-    if path is not None:
-        found = find_checkpoint(load)
-    start = Start(found, None if found is None or cfg["start_from_scratch"] else read_state(found))
-    if own and read_state(own[-1]).step > start.step:
-        raise ValueError(
-            f"{named} has checkpoints up to {own[-1].name}, and this start would go on from step "
-            f"{start.step}; give another --run-name."
-        )
-    return start

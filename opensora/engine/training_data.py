@@ -14,7 +14,9 @@ from opensora.datasets.planner import Planner, PlanRules
 from opensora.datasets.quarantine import Quarantine
 from opensora.datasets.reading import ClipError
 from opensora.datasets.samplers import BucketSampler
+from opensora.engine.run_settings import differences, listed_differences, run_settings
 from opensora.registry import DATASETS, build, fill_in
+from opensora.utils.logging import get_logger
 
 
 class TrainingData:
@@ -22,7 +24,8 @@ class TrainingData:
 
     Args:
         cfg: `dataset`, `bucket_config`, `batch_size`, `batches_per_step`, `accumulation_steps`,
-            `plan`, `num_workers`, `prefetch_factor`, `seed`.
+            `plan`, `num_workers`, `prefetch_factor`, `seed`, `accept_changes`; a checkpoint keeps all that
+            matters.
         batches_per_step: Batches of a step over all processes, of a run that is continued; None takes the
             config's.
         excluded: Called on the main process at the start of each later epoch; returns the rows, int64 [E],
@@ -48,12 +51,18 @@ class TrainingData:
     ) -> None:
         processes = parallel_state()
         self.world_size = processes.data_size
-        if batches_per_step is not None and cfg["batches_per_step"] not in (None, batches_per_step):
+        self.accept_changes, wanted = cfg["accept_changes"], cfg["batches_per_step"]
+        if (
+            batches_per_step is not None
+            and wanted not in (None, batches_per_step)
+            and not self.accept_changes
+        ):
             raise ValueError(
-                f"batches_per_step={cfg['batches_per_step']}, but the run that is continued has "
-                f"{batches_per_step}; set it to that or to None, or begin anew with start_from_scratch=True."
+                f"batches_per_step={wanted}, but the run that is continued has {batches_per_step}; set it to "
+                "that or to None, go on in a new epoch with accept_changes=True, or begin anew with "
+                "start_from_scratch=True."
             )
-        per_step = batches_per_step or cfg["batches_per_step"] or self.world_size * cfg["accumulation_steps"]
+        per_step = wanted or batches_per_step or self.world_size * cfg["accumulation_steps"]
         if per_step % self.world_size:
             raise ValueError(
                 f"batches_per_step={per_step} cannot be shared by {self.world_size} processes; start as many "
@@ -63,11 +72,14 @@ class TrainingData:
         self.dataset = build(DATASETS, fill_in(DATASETS, cfg["dataset"], seed=cfg["seed"]))
         if hasattr(self.dataset, "check"):
             self.dataset.check()
+        manifest = self.dataset.manifest
+        table = f"{len(self.dataset.sizes()[0]):,} rows, content {manifest.fingerprint[:12]}"
+        self.settings = run_settings(cfg, table)
         self.plan_file: Path | None = None
-        self.quarantine = Quarantine(self.dataset.manifest)
+        self.quarantine = Quarantine(manifest)
         self.excluded = excluded or self.quarantine.excluded
         self.planner = Planner(
-            self.dataset.manifest.fingerprint,
+            manifest.fingerprint,
             self.dataset.sizes(),
             build_buckets(self.dataset, cfg["bucket_config"], cfg["batch_size"], cfg["plan"]["bucket_rule"]),
             per_step,
@@ -132,8 +144,9 @@ class TrainingData:
             yield step
 
     def state(self) -> dict[str, Any]:
-        """Return the plan's hash, and the rows that it carries and excludes, as JSON."""
+        """Return the settings, the plan's hash, and the rows that it carries and excludes, as JSON."""
         return {
+            "settings": self.settings,
             "key": self.plan.key,
             "hash": self.plan.hash,
             "epoch": self.plan.epoch,
@@ -143,25 +156,35 @@ class TrainingData:
             "quarantine": self.quarantine.state(),
         }
 
-    def load(self, state: dict[str, Any]) -> None:
-        """Plan the saved epoch again.
+    def load(self, state: dict[str, Any]) -> bool:
+        """Plan the saved epoch again, or with `accept_changes` and another plan the epoch after it.
+
+        Returns:
+            Whether the saved epoch goes on.
 
         Raises:
-            ValueError: The table, the buckets or the seed changed since.
+            ValueError: The table or a setting that matters changed since, and `accept_changes` is not set.
         """
-        self.quarantine.load(state["quarantine"])
-        if self.plan.hash == state["hash"]:
-            return
-        carried = np.array(state["carried"], dtype=np.int64).reshape(-1, 3)
-        plan = self.planner.plan(state["epoch"], carried, state["excluded"])
+        changed = differences(state["settings"], self.settings)
+        same_table = state["settings"]["table"] == self.settings["table"]
+        if same_table:  # else its row numbers mean other files
+            self.quarantine.load(state["quarantine"])
+        excluded = state["excluded"] if same_table else []
+        plan = self.plan
         if plan.hash != state["hash"]:
-            raise ValueError(
-                f"the checkpoint was trained on another plan (hash {state['hash']}, now {plan.hash}): the "
-                "table, bucket_config, frame_interval, batches_per_step or seed changed. Restore them to "
-                "continue exactly. Or keep the weights and begin at epoch 0, in another run: --load "
-                "CHECKPOINT --start-from-scratch --run-name NEW."
-            )
+            carried = np.array(state["carried"], dtype=np.int64).reshape(-1, 3)
+            fits = same_table or not carried.size
+            plan = self.planner.plan(state["epoch"], carried, excluded) if fits else plan
+        goes_on = plan.hash == state["hash"]
+        if (changed or not goes_on) and not self.accept_changes:
+            raise ValueError(_choices(changed, goes_on))
+        if changed:
+            get_logger().warning("going on with changed settings: %s", listed_differences(changed))
+        if not goes_on:
+            get_logger().warning("the plan of clips changed: epoch %d begins now", state["epoch"] + 1)
+            plan = self.planner.plan(state["epoch"] + 1, np.empty((0, 3), np.int64), excluded)
         self.sampler.set_plan(plan)
+        return goes_on
 
     def _excluded_now(self) -> np.ndarray:
         """Return the same rows on every process. Shape [E]."""
@@ -177,3 +200,18 @@ class TrainingData:
                 "must read the same table and config. Look for a table that is being written, or files that "
                 "differ by machine."
             )
+
+
+def _choices(changed: list[str], goes_on: bool) -> str:
+    """Say what differs from the checkpoint, and what can be done."""
+    found = listed_differences(changed) or (
+        "the same table and settings give another plan of clips, because a file of `plan.costs` or the "
+        "version of the planner changed"
+    )
+    epoch = "" if goes_on else " The clips are planned anew, so the running epoch ends and the next begins."
+    return (
+        f"the checkpoint was trained with other settings (there -> here): {found}. Either restore them, and "
+        "it goes on exactly. Or add --accept-changes: weights, averages, optimizer and step stay, and the "
+        f"new settings hold from there.{epoch} Or begin at step 0 with its weights, in another run: "
+        "--load CHECKPOINT --start-from-scratch --run-name NEW."
+    )

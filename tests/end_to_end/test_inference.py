@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 
 from opensora.engine.build import build_components
-from opensora.engine.checkpoint import RunState, save_checkpoint
+from opensora.engine.checkpoint import RunState
+from opensora.engine.checkpoint_writer import save_checkpoint
 from opensora.engine.latent_diffusion import LatentDiffusion
 from opensora.utils.config import load_config
 from opensora.utils.weights import save_safetensors

@@ -1,7 +1,6 @@
 """scripts/train.py in two processes: equal to one, killed and continued, stopped, with fewer and more."""
 
 import importlib.util
-import random
 import signal
 import time
 from pathlib import Path
@@ -123,44 +122,19 @@ def saved(run: Path) -> bool:
     return bool(list_checkpoints(run))
 
 
-def saving(run: Path) -> bool:
-    return any((run / "checkpoints").glob(".*.partial"))
-
-
-def started(run: Path) -> bool:
-    return (run / "log.jsonl").exists()
-
-
-def kill_and_continue(scripts, command: list[str], run: Path, ready, delay: float, torchrun: bool) -> None:
-    """Start a run, kill it `delay` seconds after `ready`, and give the same command again."""
-    processes = scripts.start(*command, processes=2, torchrun=torchrun)
-    while all(process.poll() is None for process in processes) and not ready(run):
-        time.sleep(0.001)
-    time.sleep(delay)
-    assert all(process.poll() is None for process in processes), "the run was over too early"
-    scripts.kill(processes)
-    steps = [read_state(path).step for path in list_checkpoints(run)]
-    assert STEPS not in steps
-    output = scripts.finish(scripts.start(*command, processes=2, torchrun=torchrun))
-    assert not steps or f"at step {steps[-1]}," in output
-
-
 @needs_colossalai
 @pytest.mark.dist
 def test_a_killed_run_that_is_started_again_is_the_uninterrupted_one(scripts, two, zero2, tmp_path):
-    kill_and_continue(scripts, two(tmp_path), tmp_path / "run", saved, 0.3 * random.Random(1).random(), False)
+    """test_kills.py does so at many moments; here with new processes and the command as users give it."""
+    processes = scripts.start(*two(tmp_path), processes=2)
+    while all(process.poll() is None for process in processes) and not saved(tmp_path / "run"):
+        time.sleep(0.001)
+    scripts.kill(processes)
+    steps = [read_state(path).step for path in list_checkpoints(tmp_path / "run")]
+    assert steps and STEPS not in steps
+    output = scripts.finish(scripts.start(*two(tmp_path), processes=2))
+    assert f"at step {steps[-1]}," in output
     assert_same(tmp_path / "run", zero2)
-
-
-@needs_colossalai
-@pytest.mark.dist
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(6))
-def test_killed_at_many_moments(scripts, two, zero2_captions, tmp_path, seed):
-    ready, longest = ((saving, 0.02), (saved, 0.4), (started, 0.4))[seed % 3]
-    delay = longest * random.Random(seed).random()
-    kill_and_continue(scripts, two(tmp_path, silent=False), tmp_path / "run", ready, delay, True)
-    assert_same(tmp_path / "run", zero2_captions)
 
 
 @pytest.mark.dist
@@ -174,11 +148,7 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(scripts, two, tmp_pa
     output = scripts.finish(processes)
     last = read_state(tmp_path / "run").step
     assert 5 <= last < steps and f"asked to stop: saving step {last}" in output
-    assert {path.stem for path in list_checkpoints(tmp_path / "run")[-1].glob("*.safetensors")} == {
-        "model",
-        "model_ema",
-        "model_optimizer",
-    }
+    assert read_checkpoint(tmp_path / "run")[1].keys() == {"model", "model_ema", "model_optimizer"}
 
 
 @needs_colossalai

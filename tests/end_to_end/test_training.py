@@ -140,7 +140,10 @@ WRONG = {
     "load": (["--load", "{empty}"], "no checkpoint here. Expected a folder with state.json"),
     "latest": (["--load", "latest", "--run-name", "none"], "load='latest' needs run_name"),
     "scratch": (["--start-from-scratch"], "start_from_scratch=True: it needs a checkpoint; give --load"),
-    "other table": (["--outputs", "{outputs}"], "the checkpoint was trained on another plan"),
+    "other table": (
+        ["--outputs", "{outputs}"],
+        'the checkpoint was trained with other settings (there -> here): table: "12 rows, content',
+    ),
     "other steps": (
         ["--outputs", "{outputs}", "--batches-per-step", "3"],
         "batches_per_step=3, but the run that is continued has 2; set it to that or to None",

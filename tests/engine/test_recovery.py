@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from opensora.engine import trainer as trainer_file
-from opensora.engine.checkpoint import list_checkpoints, read_state
+from opensora.engine import checkpoint_writer
+from opensora.engine.checkpoint import list_checkpoints, read_state, step_of
 from opensora.engine.tracker import read_log
 
 NAN = float("nan")
@@ -41,6 +41,7 @@ def test_a_run_that_is_given_the_list_is_the_one_that_met_the_faults(toy, tmp_pa
     }
     met.state.skip_steps = [2, 5]
     met.save()
+    assert not met.settle()
     assert_same(toy, tmp_path / "met", tmp_path / "given")
 
 
@@ -112,14 +113,14 @@ FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "model.safetensors")
 def test_a_save_that_fails_keeps_the_older_one_and_the_run(toy, tmp_path, monkeypatch, capsys, error):
     whole = toy.trainer_of(tmp_path / "whole", ckpt_every=2)
     whole.fit()
-    save, full = trainer_file.save_checkpoint, [4, 6]
+    save, full = checkpoint_writer.save_safetensors, [4, 6]
 
-    def fail(folder, state, *rest):
-        if state.step in full:
+    def fail(tensors, path):
+        if step_of(path.parent) in full:
             raise error
-        return save(folder, state, *rest)
+        return save(tensors, path)
 
-    monkeypatch.setattr(trainer_file, "save_checkpoint", fail)
+    monkeypatch.setattr(checkpoint_writer, "save_safetensors", fail)
     trainer = toy.trainer_of(tmp_path / "full", ckpt_every=2)
     trainer.fit()
     assert [read_state(path).step for path in list_checkpoints(tmp_path / "full")] == [2, 8, 9]

@@ -68,6 +68,7 @@ def data_of(batch_size=2, per_step=2, workers=0, **changes):
     plan = {"bucket_rule": "resolution", "remainder": "carry", "starved": "merge", "max_dropped": 0.5}
     cfg |= {"batch_size": None, "plan": {**plan, "costs": None}}
     cfg |= {"num_workers": workers, "prefetch_factor": None, "accumulation_steps": 1}
+    cfg |= {"accept_changes": False, "lr_schedule": {"cosine": False}}
     return TrainingData({**cfg, "batches_per_step": per_step, **changes})
 
 
@@ -317,8 +318,30 @@ def test_what_a_checkpoint_lacks_is_named(whole, tmp_path):
         ValueError, match="no weights of vae, it holds model, model_ema, model_optimizer; load"
     ):
         trainer.load(whole.folder)
-    with pytest.raises(ValueError, match="trained on another plan .* --start-from-scratch --run-name NEW"):
-        trainer_of(tmp_path, data=data_of(seed=1)).load(whole.folder)
+
+
+def test_a_changed_setting_is_named_and_may_be_accepted(whole, tmp_path):
+    """The plan is another one then, so the next epoch begins; the weights and the step stay."""
+    start = list_checkpoints(whole.folder)[2]
+    said = "other settings .there -> here.: seed: 0 -> 1. Either restore .* planned anew.* --run-name NEW"
+    with pytest.raises(ValueError, match=said):
+        trainer_of(tmp_path, data=data_of(seed=1)).load(start)
+    trainer = trainer_of(tmp_path, data=data_of(seed=1, accept_changes=True))
+    trainer.load(start)
+    old = read_state(start)
+    assert (trainer.state.epoch, trainer.state.step_in_epoch, trainer.state.step) == (old.epoch + 1, 0, 3)
+    trainer.fit()
+    assert trainer.task.seen[0][::2] == (3, [old.epoch + 1] * 2)
+    assert read_state(tmp_path).data["settings"]["seed"] == 1
+    again = trainer_of(tmp_path / "again", data=data_of(seed=1))
+    again.load(tmp_path)  # with the new settings nothing differs any more
+    assert again.state == read_state(tmp_path)
+    moved = trainer_of(tmp_path / "moved", data=data_of(unknown_knob=2))
+    with pytest.raises(ValueError, match="unknown_knob: absent -> 2. Either restore(?!.*planned anew)"):
+        moved.load(start)
+    moved.data = data_of(unknown_knob=2, accept_changes=True)
+    moved.load(start)
+    assert moved.state.step_in_epoch == old.step_in_epoch  # the plan is the same
 
 
 def test_validation_is_logged_and_times_on_request(tmp_path):

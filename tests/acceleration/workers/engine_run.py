@@ -19,7 +19,13 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 from torch import nn  # noqa: E402
 
 from opensora.acceleration.engine import build_engine  # noqa: E402
-from opensora.acceleration.parallel import all_reduce_mean, barrier, init_distributed, parallel_state  # noqa: E402
+from opensora.acceleration.parallel import (  # noqa: E402
+    all_reduce_mean,
+    barrier,
+    gather_texts,
+    init_distributed,
+    parallel_state,
+)
 
 OUT = Path(sys.argv[1])
 STEPS, HALF, SAMPLES = 10, 5, 4
@@ -202,6 +208,10 @@ def pieces():
     shaped = all(cut[key].shape == masters[key].shape for key in cut) and cut.keys() == masters.keys()
     back = engine.gather("model", cut)
     same = all(torch.equal(back[key], whole[key]) for key in whole) if engine.rank == 0 else not back
+    shares = engine.gather("model", cut, spread=True)
+    same &= all(torch.equal(shares[key], whole[key]) for key in shares) and bool(shares)
+    kept = [json.loads(text) for text in gather_texts(json.dumps(sorted(shares)))]
+    same &= sorted(key for keys in kept for key in keys) == sorted(whole)  # each on one process
     results["pieces"] = float(all_reduce_mean(float(shaped and same)))
     results["piece_numbers"] = sum(p.numel() for p in masters.values())
 
