@@ -8,14 +8,14 @@ gradients by the number of processes of the group: the average is then the gradi
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from opensora.acceleration.parallel import parallel_state
+from opensora.acceleration.parallel import parallel_state, share_batches
 
 
 def even_sizes(total: int, parts: int) -> tuple[int, ...]:
@@ -58,6 +58,28 @@ def gather_parts(x: Tensor, dim: int, sizes: Sequence[int]) -> Tensor:
         sizes: Length of each process's part.
     """
     return x if len(sizes) == 1 else _Gather.apply(x, dim, tuple(sizes))
+
+
+def spread(call: Callable[[Tensor], Tensor], parts: Sequence[Tensor]) -> Iterator[Tensor]:
+    """Yield `call(part)` for each part; processes of a sequence group compute one part each, in turn.
+
+    With gradients each process computes all of them.
+
+    Args:
+        call: Gives the same on every process.
+        parts: The same on every process. All of them take as many results as one does.
+    """
+    state = parallel_state()
+    size = state.sequence_size
+    if size == 1 or torch.is_grad_enabled():
+        yield from map(call, parts)
+        return
+    for first in range(0, len(parts), size):
+        some = parts[first : first + size]
+        own = [{"result": call(some[state.sequence_rank])}] if state.sequence_rank < len(some) else []
+        for source, part in enumerate(some):
+            (shared,) = share_batches(own, source)
+            yield shared["result"].to(part.device)
 
 
 class _Exchange(torch.autograd.Function):

@@ -173,34 +173,36 @@ def all_reduce_mean(value: Tensor | float) -> Tensor:
 
 
 @waiting()
-def broadcast_text(text: str | None, group: ProcessGroup | None = None) -> str:
-    """Return the text of the first process everywhere; JSON carries anything else.
+def broadcast_text(text: str | None, group: ProcessGroup | None = None, source: int = 0) -> str:
+    """Return the text of one process everywhere; JSON carries anything else.
 
     Args:
-        text: The text on the first process. Others may pass None.
+        text: The text on that process. Others may pass None.
         group: Processes that take part; None is all.
+        source: Its number in the group.
     """
     if not dist.is_initialized():
         return text or ""
-    first = dist.get_rank(group) == 0
-    data = (text or "").encode() if first else b""
+    sends = dist.get_rank(group) == source
+    data = (text or "").encode() if sends else b""
     size = torch.tensor(len(data), device=_state.device)
-    dist.broadcast(size, group=group, group_src=0)
+    dist.broadcast(size, group=group, group_src=source)
     if not int(size):
         return ""
-    received = _bytes(data) if first else torch.empty(int(size), dtype=torch.uint8, device=_state.device)
-    dist.broadcast(received, group=group, group_src=0)
+    received = _bytes(data) if sends else torch.empty(int(size), dtype=torch.uint8, device=_state.device)
+    dist.broadcast(received, group=group, group_src=source)
     return received.cpu().numpy().tobytes().decode()
 
 
 @waiting()
-def share_batches(batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the batches of the first process of the sequence group on all of its processes.
+def share_batches(batches: list[dict[str, Any]], source: int = 0) -> list[dict[str, Any]]:
+    """Return the batches of one process of the sequence group on all of its processes.
 
     Clips are read once, so a file that one process reads and another does not cannot make them differ.
 
     Args:
-        batches: On the first process: tensors, and what JSON can hold. Others pass anything.
+        batches: On that process: tensors, and what JSON can hold. Others pass anything.
+        source: Its number in the group.
 
     Returns:
         The same batches. On GPUs the others get tensors of many numbers on their device.
@@ -208,22 +210,22 @@ def share_batches(batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
     group = _state.sequence_group
     if group is None:
         return batches
-    first, heads = _state.sequence_rank == 0, []
-    for batch in batches if first else []:
+    sends, heads = _state.sequence_rank == source, []
+    for batch in batches if sends else []:
         kinds = {k: [list(v.shape), str(v.dtype)[6:]] for k, v in batch.items() if isinstance(v, Tensor)}
         heads.append([kinds, {key: value for key, value in batch.items() if key not in kinds}])
-    heads = json.loads(broadcast_text(json.dumps(heads) if first else None, group))
+    heads = json.loads(broadcast_text(json.dumps(heads) if sends else None, group, source))
     shared = []
     for i, (kinds, rest) in enumerate(heads):
         for key, (shape, dtype) in kinds.items():
-            if first:
+            if sends:
                 tensor = batches[i][key].to(_state.device).contiguous()
             else:
                 tensor = torch.empty(shape, dtype=getattr(torch, dtype), device=_state.device)
-            dist.broadcast(tensor, group=group, group_src=0)
+            dist.broadcast(tensor, group=group, group_src=source)
             rest[key] = tensor if tensor.numel() > _MANY else tensor.cpu()
         shared.append(rest)
-    return batches if first else shared
+    return batches if sends else shared
 
 
 @waiting()

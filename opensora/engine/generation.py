@@ -1,6 +1,7 @@
 """From requests to videos and images."""
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,9 @@ def generate(
         for request, latents in zip(batch, z, strict=True):
             parts = diffusion.decode_stream(latents, request.length)
             video = (part[:, :, : request.height, : request.width] for part in parts)
-            if parallel_state().sequence_rank == 0:  # it writes for its group
+            if parallel_state().sequence_rank:  # it decodes with its group, and another writes
+                deque(video, maxlen=0)
+            else:
                 yield output.save(sampler.watch(video, request), request)
 
 

@@ -5,6 +5,7 @@ Training, evaluation, feature extraction and sampling all call `encode`, so they
 Source: Rombach et al. 2022, "Latent diffusion".
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -178,10 +179,13 @@ class LatentDiffusion:
         """Save a sample for the first caption of a batch, with a contact sheet."""
         one = {k: v[:1] for k, v in batch.items() if k in (*SIZES, "text", "text_features", "text_mask")}
         z = self.sample(one, Draws(0, [0]))
-        if not parallel_state().is_main:  # who only took part
+        if parallel_state().data_rank:  # who only took part
             return
         length = int(one["num_frames"][0])
         video = self.decode_stream(z[0], length)
+        if not parallel_state().is_main:  # it decodes with its group, and another writes
+            deque(video, maxlen=0)
+            return
         if length == 1:
             write_image(next(video), path.with_suffix(".png"))
         else:

@@ -4,10 +4,12 @@ Source: Open-Sora 1.3 (its published weights load unchanged); Rombach et al. 202
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from opensora.acceleration.collectives import spread
 from opensora.layers.causal_conv3d import set_micro_batch_2d, set_tiling
 from opensora.layers.checks import check_count, check_length, check_video
 from opensora.layers.interfaces import Posterior, Reconstruction
@@ -167,7 +169,8 @@ class VideoVAE(nn.Module):
         video = video.to(self.encoder.conv_in.conv.weight.dtype)
 
         def encode(clips: Tensor) -> Tensor:
-            return torch.cat([self.encoder(clips[:, :, start:stop]) for start, stop in chunks], dim=2)
+            parts = [clips[:, :, start:stop] for start, stop in chunks]
+            return torch.cat(list(spread(self.encoder, parts)), dim=2)
 
         mean, logvar = self._batched(encode, video).float().chunk(2, dim=1)
         return Posterior(mean, logvar.clamp(-30.0, 20.0))
@@ -230,17 +233,18 @@ class VideoVAE(nn.Module):
             )
         z = self.denormalize(z).to(self.decoder.conv_in.conv.weight.dtype)
         left, last = produced if num_frames is None else num_frames, None
-        while left:
-            latents, z = z[:, :, :chunk], z[:, :, chunk:]
-            video = self._batched(self.decoder, latents)
+        chunks = z.split(chunk, dim=2)
+        for number, video in enumerate(spread(partial(self._batched, self.decoder), chunks), 1):
             if last is not None:  # two chunks have made this frame
                 video = torch.cat((0.5 * (last + video[:, :, :1]), video[:, :, 1:]), dim=2)
-            if self.temporal_overlap and z.shape[2] and video.shape[2] <= left:
+            if self.temporal_overlap and number < len(chunks) and video.shape[2] <= left:
                 video, last = video[:, :, :-1], video[:, :, -1:]
             video = video[:, :, :left]
             left -= video.shape[2]
             if video.shape[2]:
                 yield video.float()
+            if not left:
+                return
 
     def forward(self, video: Tensor, draws: Draws | ReplayDraws | None = None) -> Reconstruction:
         """Encode and decode, with the divergence of the posterior from the standard normal as regularizer.
