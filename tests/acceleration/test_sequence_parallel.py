@@ -80,6 +80,25 @@ def test_training_is_that_of_one_process(groups, size):
 
 @needs_colossalai
 @pytest.mark.parametrize("size", SIZES)
+def test_a_group_generates_the_video_of_one_process(groups, size):
+    """Each process decodes and encodes some of the chunks."""
+    for process in groups(*size):
+        assert process["made"] == [[2, 4, 9, 9, 13], [2, 3, 13, 18, 26], [2, 4, 8, 9, 13]]
+        assert process["latents"] <= 1e-4
+        assert process["frames"] <= 2 / 255  # one grey level
+        assert process["encoded"] <= 1e-5
+
+
+@needs_colossalai
+@pytest.mark.parametrize("size", SIZES)
+def test_parts_are_computed_in_turn(groups, size):
+    for rank, process in enumerate(groups(*size)):
+        assert process["computed"] == list(range(rank % size[1], 5, size[1]))
+        assert process["spread"] == [[2.0 * n] * n for n in range(5)]
+
+
+@needs_colossalai
+@pytest.mark.parametrize("size", SIZES)
 def test_a_group_shares_the_batches_of_its_first_process(groups, size):
     for process in groups(*size):
         video, half = [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]], [1.0, 1.0]

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from opensora.acceleration.activation_checkpoint import set_activation_checkpoint
+from opensora.acceleration.collectives import spread
 from opensora.acceleration.engine import build_engine
 from opensora.acceleration.parallel import (
     all_reduce_mean,
@@ -18,8 +19,14 @@ from opensora.acceleration.parallel import (
     parallel_state,
     share_batches,
 )
+from opensora.engine.build import Components
+from opensora.engine.latent_diffusion import LatentDiffusion
 from opensora.layers.sequence import set_sequence_parallel
 from opensora.models.stdit3 import STDiT3
+from opensora.models.video_vae import VideoVAE
+from opensora.schedulers.guidance import Guidance
+from opensora.schedulers.rectified_flow import RectifiedFlow
+from opensora.utils.random import Draws
 
 OUT, SP_SIZE, DATA_SIZE, STEPS = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]) // int(sys.argv[2]), 20
 SHIFTED = {"window_size": (-1, 2, 3), "shift_window": True, "spatial_rope": True}
@@ -120,9 +127,26 @@ def train(plugin, kind, data_size):
     return losses, engine.gather("model", engine.masters("model"))
 
 
+def generate():
+    """Return latents and video of a long clip, and latents of a given one."""
+    model = build(SHIFTED)
+    torch.manual_seed(2)
+    levels = {"channel_multipliers": (1, 1), "num_res_blocks": 1, "temporal_down": (0,), "temporal_up": (1,)}
+    vae = VideoVAE(latent_channels=4, channels=32, micro_frame_size=5, **levels)
+    scheduler, guidance = RectifiedFlow(num_sampling_steps=3), Guidance({"text": 3.0})
+    diffusion = LatentDiffusion(Components(model, vae, scheduler=scheduler, guidance=guidance))
+    _, _, batch, _, _ = inputs((9, 9, 13), "")
+    batch |= {"num_frames": torch.full((2,), 13.0), "height": torch.full((2,), 18.0)}
+    batch |= {"width": torch.full((2,), 26.0)}
+    z = diffusion.sample(batch, Draws(5, [0, 1]))
+    video = diffusion.decode(z, 13)
+    return z, video, diffusion.encode({"video": video[:, :, :12].tanh(), **batch})[0]
+
+
 torch.set_num_threads(1)
 before = {name: run(build(settings), *batch) for name, (settings, *batch) in CASES.items()}
 trained = {kind: train("none", kind, DATA_SIZE) for kind in ("sgd", "adamw")}
+made = generate()
 state = init_distributed("cpu", timeout_s=60, sp_size=SP_SIZE)
 results = {"state": [state.rank, state.data_rank, state.data_size, state.sequence_rank, state.sequence_size]}
 errors = results["errors"] = {}
@@ -144,6 +168,18 @@ for plugin, kind in RUNS:
         max(float((after[k] - w).abs().max()) for k, w in weights.items()) if after else 0.0,
         losses[0] - losses[-1],
     ]
+again = generate()
+results["latents"], results["frames"] = [
+    float((found - wanted).abs().max()) for found, wanted in zip(again[:2], made[:2], strict=True)
+]
+results["made"] = [list(part.shape) for part in again]
+results["encoded"] = error(again[2], made[2])
+computed = []
+with torch.no_grad():
+    parts = [torch.full((n,), float(n)) for n in range(5)]
+    doubled = list(spread(lambda part: computed.append(len(part)) or 2 * part, parts))
+results["spread"] = [part.tolist() for part in doubled]
+results["computed"] = computed
 batch = {"video": torch.arange(6.0).view(2, 3), "flag": torch.tensor([True]), "text": ["é", ""], "n": 3}
 shared = share_batches([batch, {"half": torch.ones(2).bfloat16()}] if state.sequence_rank == 0 else [])
 results["shared"] = [{k: getattr(v, "tolist", lambda v=v: v)() for k, v in part.items()} for part in shared]
