@@ -50,9 +50,7 @@ run_name = (
 )
 load = None  # checkpoint to continue: None, "latest" (of run_name) or a folder
 start_from_scratch = False  # with load: take weights and optimizer, start at epoch 0
-accept_changes = (
-    False  # go on though settings differ from the checkpoint's; a changed plan begins a new epoch
-)
+accept_changes = False  # go on though settings differ from the checkpoint's; a new plan begins a new epoch
 log_every = 10  # steps between lines of the log
 ckpt_every = 500  # steps between checkpoints; 0 saves at the end only
 ckpt_keep = 0  # checkpoints that stay, the latest ones; 0 keeps all
