@@ -187,7 +187,7 @@ class FsdpEngine(Engine):
 
     def _exact(self, name: str) -> dict[str, Tensor]:
         pieces = {k: t for k, t in self._pieces[name].items() if k not in self._trainable[name]}
-        whole = {key: self._join(name, key, piece) for key, piece in pieces.items()}
+        whole = {key: self._join(name, key, piece, 0) for key, piece in pieces.items()}
         return {key: tensor for key, tensor in whole.items() if tensor is not None}
 
     def _owner(self, name: str, key: str) -> Tensor:

@@ -1,4 +1,4 @@
-"""Settings that make a run what it is: kept in its checkpoints, and compared when it goes on."""
+"""Settings that matter to what a run trains: kept in its checkpoints, and compared when it goes on."""
 
 import json
 from collections.abc import Iterator, Mapping
