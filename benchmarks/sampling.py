@@ -22,7 +22,7 @@ STEPS = 3
 CASES = {"clip": ((16, 8, 32, 32), 64), "image": ((16, 1, 32, 32), 300)}  # latents, tokens of the caption
 OVER_BARE = 1.03
 LENGTHS = (17, 65, 257)
-SIDE = 96
+SIDE = 48
 VAE = {"channels": 32, "channel_multipliers": (1, 1, 1, 1), "num_res_blocks": 1}  # in chunks of 17 frames
 MORE_MEMORY = 1.1  # of the longest video over the one before
 

@@ -55,12 +55,13 @@ def build_components(cfg: Mapping[str, Any]) -> Components:
         "text_encoder": build(MODELS, _part(cfg, "text_encoder")),
         "guidance": Guidance(**guidance) if isinstance(guidance, Mapping) else guidance,
     }
-    averaged = cfg["ema"] if "ema" in cfg else True
-    vae_cfg = resolve_run(_part(cfg, "vae"), "vae", averaged)
-    model_cfg = resolve_run(_part(cfg, "model"), "model", averaged)
-    if isinstance(model_cfg, Mapping):
-        model_cfg = _complete_model(model_cfg, _latent_channels(vae_cfg), small["text_encoder"])
-    return Components(vae=build(MODELS, vae_cfg), model=build(MODELS, model_cfg), **small)
+    networks = _network_configs(cfg, small["text_encoder"])
+    return Components(**{name: build(MODELS, part) for name, part in networks.items()}, **small)
+
+
+def build_network(cfg: Mapping[str, Any], name: str, text_encoder: Any) -> nn.Module:
+    """Build the denoiser ("model") or the autoencoder ("vae") of a config alone."""
+    return build(MODELS, _network_configs(cfg, text_encoder)[name])
 
 
 def resolve_run(part: Any, name: str, averaged: bool) -> Any:
@@ -104,6 +105,15 @@ def build_run_engine(
         offload=cfg["offload"],
         overlap=cfg["overlap_communication"],
     )
+
+
+def _network_configs(cfg: Mapping[str, Any], text_encoder: Any) -> dict[str, Any]:
+    averaged = cfg["ema"] if "ema" in cfg else True
+    vae = resolve_run(_part(cfg, "vae"), "vae", averaged)
+    model = resolve_run(_part(cfg, "model"), "model", averaged)
+    if isinstance(model, Mapping):
+        model = _complete_model(model, _latent_channels(vae), text_encoder)
+    return {"vae": vae, "model": model}
 
 
 def _part(cfg: Mapping[str, Any], name: str) -> Any:

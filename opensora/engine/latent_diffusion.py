@@ -7,6 +7,7 @@ Source: Rombach et al. 2022, "Latent diffusion".
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from opensora.datasets.video_io import through_sheet, write_image, write_video
 from opensora.engine.build import Components, build_components
 from opensora.engine.features import latents_of
 from opensora.engine.noise_augmentation import NoiseAugmentation
+from opensora.engine.offload import Offload
 from opensora.schedulers.guidance import Guidance
 from opensora.utils.random import Draws
 
@@ -56,22 +58,27 @@ class LatentDiffusion:
         self.condition_dropout = _check_dropout(condition_dropout or {}, self.model)
         self.sample_posterior = sample_posterior
         self.seed = seed
+        self.offload: Offload | None = None  # brings networks when they are used; without it all are here
         self.augmentation = NoiseAugmentation(noise_augmentation) if noise_augmentation else None
         for frozen in (self.vae, self.text_encoder):
             if frozen is not None:
                 frozen.eval().requires_grad_(False)
 
     @classmethod
-    def from_config(cls, cfg: Mapping[str, Any]) -> "LatentDiffusion":
-        """Build the components of a config, with its other keys as far as it has them."""
+    def from_config(cls, cfg: Mapping[str, Any], components: Components | None = None) -> "LatentDiffusion":
+        """Build the components of a config, or take these, with its other keys as far as it has them."""
         names = ("condition_dropout", "sample_posterior", "seed", "noise_augmentation")
         settings = {key: cfg[key] for key in names if key in cfg}
-        return cls(build_components(cfg), **settings)
+        return cls(components or build_components(cfg), **settings)
 
     @property
     def device(self) -> torch.device:
-        """Where the denoiser is."""
-        return next(self.model.parameters()).device
+        """Where the denoiser computes."""
+        return next(self.model.parameters()).device if self.offload is None else self.offload.device
+
+    def using(self, name: str) -> AbstractContextManager[None]:
+        """Have the network of that name in memory within a `with` block: "model" or "vae"."""
+        return nullcontext() if self.offload is None else self.offload.use(self, name)
 
     def trainable(self) -> dict[str, nn.Module]:
         """Return the modules that training updates, by name."""
@@ -200,7 +207,7 @@ class LatentDiffusion:
         *,
         frame_mask: Tensor | None = None,
         known: Tensor | None = None,
-        on_step: Callable[[int, int], None] | None = None,
+        on_step: Callable[[int, int, Callable[[], Tensor]], None] | None = None,
     ) -> Tensor:
         """Generate latents for a batch of prompts.
 
@@ -209,7 +216,7 @@ class LatentDiffusion:
             draws: Random numbers, one stream per sample: (seed, request, k) name a video.
             frame_mask: See `RectifiedFlow.sample`. Shape [B, T].
             known: Latents of frames whose mask is below 1. Shape [B, Z, T, H, W].
-            on_step: Called with (finished steps, steps).
+            on_step: Called with (finished steps, steps, estimate), see `RectifiedFlow.sample`.
 
         Returns:
             float32 latents. Shape [B, Z, T, H, W].
@@ -222,16 +229,17 @@ class LatentDiffusion:
         length, height, width = (int(cond[name][0]) for name in ("num_frames", "height", "width"))
         shape = (len(draws), self.vae.latent_channels, *self.vae.latent_shape(length, height, width))
         noise = draws.normal("noise", 0, shape).to(self.device)
-        return self.scheduler.sample(
-            self.model,
-            noise,
-            cond,
-            guidance,
-            known=known,
-            frame_mask=frame_mask,
-            draws=draws,
-            on_step=on_step,
-        )
+        with self.using("model"):
+            return self.scheduler.sample(
+                self.model,
+                noise,
+                cond,
+                guidance,
+                known=known,
+                frame_mask=frame_mask,
+                draws=draws,
+                on_step=on_step,
+            )
 
     @torch.no_grad()
     def decode(self, z: Tensor, num_frames: int) -> Tensor:
@@ -257,18 +265,19 @@ class LatentDiffusion:
         Yields:
             float32 on the CPU, about [-1, 1]. Shape [3, n, H, W].
         """
-        weight = next(self.vae.parameters())
-        for part in self.vae.decode_stream(z[None].to(weight), num_frames):
-            yield part[0].float().cpu()
+        with self.using("vae"):
+            weight = next(self.vae.parameters())
+            for part in self.vae.decode_stream(z[None].to(weight), num_frames):
+                yield part[0].float().cpu()
 
     def _encode_video(self, video: Tensor, draws: Any) -> Tensor:
-        weight = next(self.vae.parameters())
-        if draws is None:
-            return torch.cat([self.vae.encode(clip[None].to(weight)) for clip in video])
-        rows = [Draws(seed, [sample], epoch) for seed, epoch, sample in draws.keys]
-        return torch.cat(
-            [self.vae.encode(clip[None].to(weight), row) for clip, row in zip(video, rows, strict=True)]
-        )
+        rows = [None] * len(video)
+        if draws is not None:
+            rows = [Draws(seed, [sample], epoch) for seed, epoch, sample in draws.keys]
+        with self.using("vae"):
+            weight = next(self.vae.parameters())
+            clips = zip(video, rows, strict=True)
+            return torch.cat([self.vae.encode(clip[None].to(weight), row) for clip, row in clips])
 
     @torch.no_grad()
     def _degrade(self, batch: Mapping[str, Any], z: Tensor, draws: Draws) -> Tensor | None:

@@ -4,6 +4,7 @@ Source: Liu et al. 2022, "Flow straight and fast"; Open-Sora 1.2 and 1.3 reports
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -189,7 +190,7 @@ class RectifiedFlow:
         known: Tensor | None = None,
         frame_mask: Tensor | None = None,
         draws: Any = None,
-        on_step: Callable[[int, int], None] | None = None,
+        on_step: Callable[[int, int, Callable[[], Tensor]], None] | None = None,
     ) -> Tensor:
         """Follow the flow from noise to data.
 
@@ -203,7 +204,8 @@ class RectifiedFlow:
             frame_mask: Value m: 1 generates a frame from noise, 0 keeps it, between noises it when t falls to
                 m and generates it from there (editing). float, shape [B, T], best on the CPU.
             draws: Random numbers: "edit" for frames with 0 < m < 1, "reference" for `renoise_reference`.
-            on_step: Called with (finished steps, steps), for progress.
+            on_step: Called with (finished steps, steps, estimate), for progress; `estimate()` returns the
+                latents that the flow points to now, shape as `noise`.
 
         Returns:
             Latents. float32, shape as `noise`.
@@ -230,9 +232,14 @@ class RectifiedFlow:
             v = guidance(model, z, t, cond, i, steps, known=still, **extra)
             step = v.float() * (times[i] - times[i + 1]).to(z).view(-1, 1, 1, 1, 1)
             z = z + (step if still is None else step.masked_fill(still[:, None, :, None, None], 0.0))
-            if on_step is not None:
-                on_step(i + 1, steps)
+            if on_step is not None:  # x_0 = x_t + t v, from the new point too
+                on_step(i + 1, steps, partial(self._estimate, z, v, times[i + 1], still))
         return z
+
+    def _estimate(self, z: Tensor, v: Tensor, t: Tensor, still: Tensor | None) -> Tensor:
+        """Follow the velocity to time 0, where frames move. Shapes [B, C, T, H, W], [B], [B, T]."""
+        x0 = z + v.float() * t.to(z).view(-1, 1, 1, 1, 1)
+        return x0 if still is None else torch.where(still[:, None, :, None, None], z, x0)
 
     def _times(self, cond: Mapping[str, Tensor], noise: Tensor) -> Tensor:
         """Times of all steps and the final 0, on the CPU. float64, shape [steps + 1, B]."""
