@@ -8,6 +8,8 @@ attention_backend = "auto"  # "auto", "math", "sdpa" or "flash"; auto takes the 
 compile = False  # compile each block of the model with torch.compile at its first step; pays for long videos
 sp_size = 1  # processes that share the tokens of one video; divides the number of processes
 sequence_parallel = "auto"  # how they share: "axis" (moves least), "ulysses" (always even) or "auto"
+offload = False  # only the network that works in memory: others wait on the host, on a CPU they are freed
+preview = None  # every so many steps, write a few frames of what the video will be beside it
 verbose = 1  # 0 is silent, 1 logs a line every ten seconds, 2 every step
 
 # What

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from opensora.acceleration.parallel import parallel_state
 from opensora.engine.latent_diffusion import LatentDiffusion
-from opensora.engine.long_video import LongVideos
-from opensora.engine.output import Output
+from opensora.engine.long_video import LongVideos, Report
+from opensora.engine.output import Output, file_path
+from opensora.engine.preview import Previews, write_preview
 from opensora.engine.prompts import Request
 from opensora.utils.logging import get_logger
 
@@ -22,6 +23,8 @@ def generate(
     diffusion: LatentDiffusion,
     requests: Sequence[Request],
     cfg: Mapping[str, Any],
+    features: Mapping[str, Tensor] | None = None,
+    show: Callable[[Request, Tensor], object] | None = None,
 ) -> Iterator[Path]:
     """Make every request and save it; yield the files.
 
@@ -33,35 +36,60 @@ def generate(
         diffusion: The components, with guidance.
         requests: All of one size and length.
         cfg: Keys of `configs/_base_/inference.py`.
+        features: Of all texts, from `encode_texts`; None encodes them.
+        show: Called with a request and its preview every `preview` steps, see `Previews`; None writes it to a
+            file beside the video, which goes when the video is there.
     """
     if not requests:
         return
     output, sampler = Output(cfg), LongVideos(diffusion, requests[0], cfg)
-    features = encode_texts(diffusion, requests)
+    if features is None:
+        features = encode_texts(diffusion.text_encoder, requests)
+    previews = None
+    if cfg["preview"] is not None and parallel_state().sequence_rank == 0:
+        to_file = lambda request, frames: write_preview(frames, preview_path(request, cfg))  # noqa: E731
+        previews = Previews(diffusion, cfg["preview"], show or to_file)
     progress = Progress(len(requests), cfg["verbose"])
     size = 1 if diffusion.device.type == "cpu" else cfg["batch_size"]
     for first in range(0, len(requests), size):
         batch = requests[first : first + size]
-        z = sampler.sample(batch, features, progress.begin(first, len(batch)))
+        z = sampler.sample(batch, features, _both(progress.begin(first, len(batch)), previews))
         for request, latents in zip(batch, z, strict=True):
             parts = diffusion.decode_stream(latents, request.length)
             video = (part[:, :, : request.height, : request.width] for part in parts)
             if parallel_state().sequence_rank:  # it decodes with its group, and another writes
                 deque(video, maxlen=0)
             else:
-                yield output.save(sampler.watch(video, request), request)
+                path = output.save(sampler.watch(video, request), request)
+                preview_path(request, cfg).unlink(missing_ok=True)
+                yield path
 
 
-def encode_texts(diffusion: LatentDiffusion, requests: Sequence[Request]) -> dict[str, Tensor]:
+def encode_texts(text_encoder: Any, requests: Sequence[Request]) -> dict[str, Tensor]:
     """Encode every distinct text of the requests and release the encoder.
 
     Returns:
         Features by text, on the CPU. Shape [L, F].
     """
     texts = dict.fromkeys(text for request in requests for text in request.texts)
-    features = {text: diffusion.text_encoder.encode([text])[0][0].cpu() for text in texts}
-    diffusion.text_encoder.release()
+    features = {text: text_encoder.encode([text])[0][0].cpu() for text in texts}
+    text_encoder.release()
     return features
+
+
+def preview_path(request: Request, cfg: Mapping[str, Any]) -> Path:
+    """Return the file of a request's preview, beside its video."""
+    path = file_path(request, cfg)
+    return path.with_name(f"{path.stem}_preview.png")
+
+
+def _both(report: Callable[[int, int], None], previews: Previews | None) -> Report:
+    def on_step(done: int, steps: int, ends: Callable[[], Any]) -> None:
+        report(done, steps)
+        if previews is not None:
+            previews(done, steps, ends)
+
+    return on_step
 
 
 class Progress:

@@ -2,19 +2,25 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
+from torch import nn
+
 from opensora.acceleration.block_compile import compilations, compile_blocks
 from opensora.acceleration.parallel import init_distributed, parallel_state, shut_down
 from opensora.datasets.resolutions import image_size
-from opensora.engine.build import Components, build_components, parse_dtype, resolve_run
-from opensora.engine.generation import generate
+from opensora.engine.build import Components, build_components, build_network, parse_dtype, resolve_run
+from opensora.engine.generation import encode_texts, generate
 from opensora.engine.latent_diffusion import LatentDiffusion
 from opensora.engine.lengths import choose_length
 from opensora.engine.long_video import check_loops, find_references
+from opensora.engine.offload import Offload
 from opensora.engine.output import file_fps, file_path
+from opensora.engine.preview import check_preview
 from opensora.engine.prompts import Request, make_requests
 from opensora.layers.attention import set_attention_backend
 from opensora.layers.sequence import set_sequence_parallel
@@ -58,7 +64,7 @@ def infer(cfg: Mapping[str, Any]) -> list[Path]:
         logger.setLevel("WARNING")
     fetched = TemporaryDirectory(prefix="opensora-")
     try:
-        dtype = parse_dtype(cfg["dtype"])
+        parse_dtype(cfg["dtype"])
         text_encoder = build(MODELS, cfg["text_encoder"])  # it reads its weights when it encodes
         with meta_device():
             parts = build_components({**_without_weights(cfg), "text_encoder": text_encoder})
@@ -69,15 +75,15 @@ def infer(cfg: Mapping[str, Any]) -> list[Path]:
         if not requests:
             return []
         _check_files(cfg, parts, requests)
-        diffusion = LatentDiffusion.from_config({**cfg, "text_encoder": text_encoder})
-        diffusion.model.to(device, dtype).eval().requires_grad_(False)
-        diffusion.place(device, dtype)
-        set_attention_backend(diffusion.model, cfg["attention_backend"])
-        set_sequence_parallel(diffusion.model, cfg["sequence_parallel"])
-        if cfg["compile"]:
-            compile_blocks(diffusion.model)
         state = parallel_state()
-        paths = list(generate(diffusion, requests[state.data_rank :: state.data_size], cfg))
+        own = requests[state.data_rank :: state.data_size]
+        # The text encoder is the largest part, and gone before the others are read.
+        features = encode_texts(text_encoder.to(device), own)
+        diffusion = LatentDiffusion.from_config(cfg, _networks(cfg, parts, device))
+        if cfg["offload"]:
+            make = {name: partial(_network, cfg, name, text_encoder) for name in ("model", "vae")}
+            diffusion.offload = Offload(device, make)
+        paths = list(generate(diffusion, own, cfg, features))
         if cfg["compile"]:
             get_logger().info("graphs compiled: %d", compilations())
         return paths
@@ -85,6 +91,26 @@ def infer(cfg: Mapping[str, Any]) -> list[Path]:
         fetched.cleanup()
         logger.setLevel(level)
         shut_down()
+
+
+def _networks(cfg: Mapping[str, Any], parts: Components, device: torch.device) -> Components:
+    """Return the components with weights; without them where networks come and go."""
+    if cfg["offload"]:
+        return parts
+    networks = {name: _network(cfg, name, parts.text_encoder).to(device) for name in ("model", "vae")}
+    return replace(parts, **networks)
+
+
+def _network(cfg: Mapping[str, Any], name: str, text_encoder: Any) -> nn.Module:
+    network = (
+        build_network(cfg, name, text_encoder).to(parse_dtype(cfg["dtype"])).eval().requires_grad_(False)
+    )
+    if name == "model":
+        set_attention_backend(network, cfg["attention_backend"])
+        set_sequence_parallel(network, cfg["sequence_parallel"])
+        if cfg["compile"]:
+            compile_blocks(network)
+    return network
 
 
 def _check_settings(cfg: Mapping[str, Any]) -> None:
@@ -102,6 +128,8 @@ def _check_settings(cfg: Mapping[str, Any]) -> None:
             raise ValueError(
                 f"{key}={cfg[key]!r}: this version makes videos from text alone; set it to {neutral!r}."
             )
+    if cfg["preview"] is not None:
+        check_preview(cfg["preview"])
     for key in ("batch_size", "num_sample", "frame_interval", "loop", "condition_frame_length"):
         if not isinstance(cfg[key], int) or cfg[key] < 1:
             raise ValueError(f"{key}={cfg[key]!r}: use a whole number from 1.")

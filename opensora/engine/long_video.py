@@ -6,6 +6,7 @@ A video of one clip is the simplest one.
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from opensora.utils.files import write_text
 from opensora.utils.logging import get_logger
 from opensora.utils.random import Draws
 
+Report = Callable[[int, int, Callable[[], Iterable[tuple[Request, Tensor]]]], None]
 WAYS = ("auto", "frames", "reference")
 
 
@@ -63,14 +65,15 @@ class LongVideos:
         self,
         requests: Sequence[Request],
         features: Mapping[str, Tensor],
-        report: Callable[[int, int], None] | None = None,
+        report: Report | None = None,
     ) -> Tensor:
         """Sample the latents of some requests; clips after the first start with the last frames before them.
 
         Args:
             requests: Their number is B.
             features: By text, from `encode_texts`.
-            report: Called with (finished steps, steps), of all clips.
+            report: Called with finished steps and steps, of all clips, and what gives each request with the
+                latents that its clip is heading for.
 
         Returns:
             float32. Shape [B, Z, T, H, W] with T = L (N - c) + c for L clips of N frames that share c.
@@ -107,7 +110,8 @@ class LongVideos:
         empty = torch.zeros(vae.latent_channels, *vae.latent_shape(like.num_frames, *sides))
         rows, own = [], []
         for number, resolved in enumerate(given):
-            encoded = [self.references.encode(p) if e.loop == loop else empty for e, p in resolved]
+            encode = partial(self.references.encode, diffusion=self.diffusion)
+            encoded = [encode(p) if e.loop == loop else empty for e, p in resolved]
             entries = [replace(e, reference=i) for i, (e, _) in enumerate(resolved)]
             own.append(lay(entries, encoded, empty, loop)[1] < 1)
             if clips:
@@ -124,7 +128,7 @@ class LongVideos:
         features: Mapping[str, Tensor],
         known: Known | None,
         loop: int,
-        report: Callable[[int, int], None] | None,
+        report: Report | None,
     ) -> Tensor:
         """Sample one clip of each request; without a reference a network gets none, whatever others have."""
         if known is None or not known.as_reference:
@@ -213,7 +217,7 @@ def sample_requests(
     requests: Sequence[Request],
     features: Mapping[str, Tensor],
     seed: int,
-    report: Callable[[int, int], None] | None = None,
+    report: Report | None = None,
     known: Known | None = None,
     loop: int = 0,
 ) -> Tensor:
@@ -224,7 +228,7 @@ def sample_requests(
         requests: Their number is B.
         features: By text, from `encode_texts`.
         seed: Names the noise, with the prompt, the number of the sample and that of the clip.
-        report: Called with (finished steps, steps).
+        report: As for `LongVideos.sample`.
         known: Frames that are given. Those that are kept come back as they are, bit by bit.
         loop: Number of the clip in a long video.
 
@@ -240,14 +244,15 @@ def sample_requests(
     values |= dict(zip(("height", "width"), sizes, strict=True))
     batch |= {name: torch.full((len(requests),), float(value)) for name, value in values.items()}
     draws = Draws(seed, [r.key + loop for r in requests], [r.sample for r in requests])
+    on_step = report and (lambda n, steps, end: report(n, steps, lambda: zip(requests, end(), strict=True)))
     if known is None:
-        return diffusion.sample(batch, draws, on_step=report)
+        return diffusion.sample(batch, draws, on_step=on_step)
     latents, mask, kept = known.latents.to(diffusion.device), known.mask, known.mask == 0
     if known.as_reference:
         batch["reference"], batch["reference_mask"] = latents, kept
         mask = torch.where(kept, 1.0, mask)
     edits = mask if (mask < 1).any() else None
-    z = diffusion.sample(batch, draws, frame_mask=edits, known=latents, on_step=report)
+    z = diffusion.sample(batch, draws, frame_mask=edits, known=latents, on_step=on_step)
     return torch.where(kept[:, None, :, None, None].to(z.device), latents, z)
 
 
@@ -306,10 +311,10 @@ def frame_figures(video: Tensor) -> Tensor:
     return torch.stack([flat.mean(1), flat.std(1), edges], dim=1)
 
 
-def _part_of(report: Callable[[int, int], None] | None, loop: int, loops: int) -> Any:
+def _part_of(report: Report | None, loop: int, loops: int) -> Any:
     if report is None or loops == 1:
         return report
-    return lambda done, steps: report(loop * steps + done, loops * steps)
+    return lambda done, steps, ends: report(loop * steps + done, loops * steps, ends)
 
 
 def _pad(features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

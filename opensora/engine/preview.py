@@ -1,6 +1,6 @@
 """Previews: what videos look like while they are sampled."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from opensora.datasets.video_io import contact_sheet
 from opensora.engine.latent_diffusion import LatentDiffusion
+from opensora.engine.prompts import Request
 
 _FRAMES = 4
 _LONGEST_SIDE = 256  # in pixels
@@ -17,27 +18,28 @@ class Previews:
     """Every few steps, show a few frames of the video that sampling is heading for.
 
     Each is decoded alone from one latent frame, as an image: a few percent of the work of decoding a video,
-    and not the same. Pass it to `LatentDiffusion.sample` as `on_step`.
+    and not the same.
 
     Args:
         diffusion: Decodes them.
         every: Steps between two previews.
-        show: Called with the number of the video in the batch and its frames, float, about [-1, 1], shape
-            [3, n, H, W].
+        show: Called with the request and its frames, float, about [-1, 1], shape [3, n, H, W].
 
     Raises:
         ValueError: `every` is no whole number from 1.
     """
 
-    def __init__(self, diffusion: LatentDiffusion, every: int, show: Callable[[int, Tensor], object]) -> None:
+    def __init__(
+        self, diffusion: LatentDiffusion, every: int, show: Callable[[Request, Tensor], object]
+    ) -> None:
         check_preview(every)
         self.diffusion, self.every, self.show = diffusion, every, show
 
-    def __call__(self, done: int, steps: int, estimate: Callable[[], Tensor]) -> None:
-        """Show previews if it is time, but not after the last step."""
+    def __call__(self, done: int, steps: int, ends: Callable[[], Iterable[tuple[Request, Tensor]]]) -> None:
+        """Show previews if it is time, but not after the last step; see `LongVideos.sample`."""
         if done % self.every == 0 and done < steps:
-            for number, z in enumerate(estimate()):
-                self.show(number, self.frames(z))
+            for request, z in ends():
+                self.show(request, self.frames(z))
 
     def frames(self, z: Tensor) -> Tensor:
         """Decode up to four evenly spaced frames of latents [Z, T, H, W]; small. Shape [3, n, H, W]."""

@@ -11,6 +11,7 @@ from torch.nn.functional import pad
 from opensora.datasets.transforms import apply_cut, plan_cut
 from opensora.datasets.video_io import is_image, probe, read_clip, read_image
 from opensora.engine.guides import Guide, Sentence
+from opensora.engine.latent_diffusion import LatentDiffusion
 from opensora.engine.lengths import chunk_latents, chunks, covering_size, latent_length, latent_spans
 from opensora.engine.output import file_fps
 from opensora.layers.known_frames import KnownFrames, of_class
@@ -76,20 +77,25 @@ class References:
         return resolved
 
     @torch.no_grad()
-    def encode(self, piece: Piece) -> Tensor:
+    def encode(self, piece: Piece, diffusion: LatentDiffusion) -> Tensor:
         """Encode what a piece uses, chunk by chunk, to the mean of its distribution.
+
+        Args:
+            piece: What to encode; the result is kept.
+            diffusion: Has the weights of the autoencoder.
 
         Returns:
             float32 on the CPU. Shape [Z, stop - start, H, W].
         """
         if piece not in self._encoded:
-            weight = next(self.vae.parameters())
             parts = []
-            for start, stop, first, last in chunks(self.vae, len(piece.frames)):
-                if first < piece.stop and piece.start < last:
-                    video = self.read(piece.path, piece.frames[start:stop])
-                    z = self.vae.encode(video[None].to(weight))[0].float().cpu()
-                    parts.append(z[:, max(0, piece.start - first) : piece.stop - first])
+            with diffusion.using("vae"):
+                weight = next(diffusion.vae.parameters())
+                for start, stop, first, last in chunks(self.vae, len(piece.frames)):
+                    if first < piece.stop and piece.start < last:
+                        video = self.read(piece.path, piece.frames[start:stop])
+                        z = diffusion.vae.encode(video[None].to(weight))[0].float().cpu()
+                        parts.append(z[:, max(0, piece.start - first) : piece.stop - first])
             self._encoded[piece] = torch.cat(parts, dim=1) if parts else self._nothing()
         return self._encoded[piece]
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from opensora.engine import generation
 from opensora.engine.build import build_components
 from opensora.engine.checkpoint import RunState
 from opensora.engine.checkpoint_writer import save_checkpoint
@@ -155,6 +156,16 @@ def test_two_processes_share_one_video(first, runs, tmp_path, mode):
     for name in contents(tmp_path):
         found, wanted = (pixels(folder / name) for folder in (tmp_path, first))
         assert found.shape == wanted.shape and abs(found - wanted).max() <= 4  # the codec adds to one level
+
+
+def test_freed_networks_and_previews_change_no_byte(first, make, monkeypatch):
+    shown, write = [], generation.write_preview
+    monkeypatch.setattr(
+        generation, "write_preview", lambda f, path: shown.append(write(f, path) or path.read_bytes())
+    )
+    made = make("--prompt", *PROMPTS[:2], "--offload", "--preview", 1)
+    assert made == {name: data for name, data in contents(first).items() if name in made} and len(made) == 2
+    assert len(set(shown)) == 2  # one after the first of two steps, each; none is left
 
 
 def test_seed_sample_and_negative_prompt_make_other_videos(first, make):

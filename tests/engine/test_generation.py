@@ -161,7 +161,7 @@ def test_texts_are_encoded_once_each(diffusion, monkeypatch):
     encode = diffusion.text_encoder.encode
     monkeypatch.setattr(diffusion.text_encoder, "encode", lambda texts: asked.append(texts) or encode(texts))
     pair = [request("a", k, negative="blurry", text="a cat on a mat") for k in range(2)]
-    features = encode_texts(diffusion, pair)
+    features = encode_texts(diffusion.text_encoder, pair)
     assert asked == [["a cat on a mat"], ["blurry"]]
     assert features["a cat on a mat"].shape == (7, 384) and features["blurry"].shape[0] < 7
 

@@ -51,11 +51,12 @@ def test_previews_come_on_time_small_and_cheap(cfg, tmp_path):
     decoded = []
     diffusion.vae.decoder.register_forward_hook(lambda module, args, out: decoded.append(args[0].shape))
     shown = []
-    show = Previews(diffusion, 2, lambda number, frames: shown.append((number, frames)))
+    show = Previews(diffusion, 2, lambda name, frames: shown.append((name, frames)))
     plain = diffusion.sample(batch(2), Draws(1, (0, 1)))
-    z = diffusion.sample(batch(2), Draws(1, (0, 1)), on_step=show)
+    on_step = lambda done, steps, end: show(done, steps, lambda: zip("ab", end(), strict=True))  # noqa: E731
+    z = diffusion.sample(batch(2), Draws(1, (0, 1)), on_step=on_step)
     assert torch.equal(z, plain)
-    assert [number for number, _ in shown] == [0, 1, 0, 1]  # after steps 2 and 4, not at the end
+    assert [name for name, _ in shown] == ["a", "b", "a", "b"]  # after steps 2 and 4, not at the end
     assert {tuple(frames.shape) for _, frames in shown} == {(3, 4, 16, 24)}
     assert set(decoded) == {(1, 4, 1, 2, 3)} and len(decoded) == 16  # single latent frames
     assert show.frames(torch.zeros(4, 1, 40, 20)).shape == (3, 1, 256, 128)
