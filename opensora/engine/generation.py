@@ -45,10 +45,13 @@ def generate(
     output, sampler = Output(cfg), LongVideos(diffusion, requests[0], cfg)
     if features is None:
         features = encode_texts(diffusion.text_encoder, requests)
-    previews = None
-    if cfg["preview"] is not None and parallel_state().sequence_rank == 0:
-        to_file = lambda request, frames: write_preview(frames, preview_path(request, cfg))  # noqa: E731
-        previews = Previews(diffusion, cfg["preview"], show or to_file)
+    writes = parallel_state().sequence_rank == 0  # the others of its group decode with it
+
+    def to_file(request: Request, frames: Tensor) -> None:
+        if writes:
+            write_preview(frames, preview_path(request, cfg))
+
+    previews = None if cfg["preview"] is None else Previews(diffusion, cfg["preview"], show or to_file)
     progress = Progress(len(requests), cfg["verbose"])
     size = 1 if diffusion.device.type == "cpu" else cfg["batch_size"]
     for first in range(0, len(requests), size):
@@ -57,7 +60,7 @@ def generate(
         for request, latents in zip(batch, z, strict=True):
             parts = diffusion.decode_stream(latents, request.length)
             video = (part[:, :, : request.height, : request.width] for part in parts)
-            if parallel_state().sequence_rank:  # it decodes with its group, and another writes
+            if not writes:
                 deque(video, maxlen=0)
             else:
                 path = output.save(sampler.watch(video, request), request)
