@@ -15,10 +15,12 @@ from opensora.utils.files import write_text
 
 def main() -> None:
     """Write opensora/utils/config_defaults.txt."""
-    files = sorted((Path(__file__).parents[1] / "configs" / "_base_").glob("*.py"))
+    root = Path(__file__).parents[1]  # of this file: another copy of the package may be installed
+    files = sorted((root / "configs" / "_base_").glob("*.py"))
     values = {file.stem: plain(Config.fromfile(file)) for file in files}
     head = "# Values of configs/_base_, written by scripts/update_config_defaults.py\n"
-    write_text(head + pprint.pformat(values, width=110, sort_dicts=False) + "\n", DEFAULTS)
+    target = root / "opensora" / "utils" / DEFAULTS.name
+    write_text(head + pprint.pformat(values, width=110, sort_dicts=False) + "\n", target)
 
 
 if __name__ == "__main__":
