@@ -1,0 +1,126 @@
+"""The SLURM scripts: what they would run, and a job that must end saves and waits in the queue again."""
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / "scripts/slurm"
+SCRIPTS = {"train": ("CONFIG", "--run-name", "night"), "inference": ("CONFIG", "--seed", "3")}
+# Stands for SLURM's programs: `srun` is a step that ends when it is told to, after it has "saved".
+PROGRAMS = {
+    "srun": """trap 'echo saved >> "$CALLS"; exit 0' TERM
+printf '%s\\n' "$@" > "$CALLS.srun"
+echo $$ > "$CALLS.pid"
+for _ in $(seq 300); do sleep 0.1; done""",
+    "scontrol": """echo "scontrol $*" >> "$CALLS"
+if [[ $1 == show ]]; then echo alpha; echo beta; fi""",
+    "scancel": """echo "scancel $*" >> "$CALLS"
+kill -TERM "$(cat "$CALLS.pid")\"""",
+}
+
+
+def environment(**variables):
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "NCCL_", "TORCH_ELASTIC"))}
+    return {**kept, **variables}
+
+
+def dry(name, *words, **variables):
+    command = ["bash", FOLDER / f"{name}.sh", *words]
+    return subprocess.run(
+        command, env=environment(**variables), cwd=ROOT, text=True, capture_output=True, timeout=30
+    )
+
+
+@pytest.fixture
+def programs(tmp_path):
+    """Variables under which the scripts find our programs instead of SLURM's."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name, text in PROGRAMS.items():
+        (folder / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
+        (folder / name).chmod(0o755)
+    return {
+        "PATH": f"{folder}:{os.environ['PATH']}",
+        "CALLS": str(tmp_path / "calls"),
+        "SLURM_JOB_ID": "40123",
+        "SLURM_NNODES": "2",
+        "SLURM_GPUS_ON_NODE": "4",
+        "SLURM_JOB_NODELIST": "node[1-2]",
+        "SLURM_SUBMIT_DIR": str(ROOT),
+    }
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.sh")), ids=lambda path: path.name)
+def test_bash_reads_it(path):
+    subprocess.run(["bash", "-n", path], check=True, timeout=30)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_dry_run_prints_environment_and_command(name):
+    done = dry(name, "--dry-run", *SCRIPTS[name], "--model.freeze", "('a b',)", NCCL_SOCKET_IFNAME="ib0")
+    assert done.returncode == 0, done.stderr
+    *variables, command = done.stdout.splitlines()
+    assert {"NCCL_DEBUG=WARN", "NCCL_SOCKET_IFNAME=ib0", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT=270"} <= set(
+        variables
+    )
+    assert command.startswith("srun --nodes 2 --ntasks 2 --ntasks-per-node 1 ")
+    assert "--nnodes 2 --nproc_per_node 8 --rdzv_backend c10d --rdzv_id 0 " in command
+    words = " ".join(SCRIPTS[name])
+    assert f" scripts/{name}.py {words} --model.freeze \\(\\'a\\ b\\'\\,\\)" in command
+
+
+def test_processes_meet_on_the_first_machine(programs):
+    command = dry("train", "--dry-run", "CONFIG", "--run-name=x", **programs).stdout.splitlines()[-1]
+    assert "--nproc_per_node 4 " in command and f"--rdzv_endpoint alpha:{20000 + 40123 % 20000} " in command
+
+
+def test_what_cannot_work_is_refused(tmp_path):
+    assert "give --run-name" in dry("train", "--dry-run", "CONFIG").stderr
+    assert "not in a SLURM job" in dry("inference", "CONFIG").stderr
+    (tmp_path / "scripts/slurm").mkdir(parents=True)
+    (tmp_path / "scripts/slurm/launch.sh").write_text((FOLDER / "launch.sh").read_text())
+    done = dry("inference", "--dry-run", "CONFIG", SLURM_SUBMIT_DIR=str(tmp_path))
+    assert done.returncode == 2 and "submit from the root" in done.stderr
+
+
+def start(programs):
+    """Start the training script, and wait until its step runs."""
+    command = ["bash", FOLDER / "train.sh", "CONFIG", "--run-name", "night"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    process = subprocess.Popen(command, env=environment(**programs), cwd="/", **pipes)
+    deadline = time.monotonic() + 30
+    while not Path(programs["CALLS"] + ".pid").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return process
+
+
+@pytest.mark.parametrize("by", ["time limit", "preemption"])
+def test_a_job_that_must_end_saves_and_goes_on_later(programs, by):
+    process = start(programs)
+    try:
+        if by == "time limit":
+            process.send_signal(signal.SIGUSR1)
+        else:  # SLURM tells script and steps
+            process.send_signal(signal.SIGTERM)
+            os.kill(int(Path(programs["CALLS"] + ".pid").read_text()), signal.SIGTERM)
+        output, _ = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == 0 and "saving" in output, output
+    calls = Path(programs["CALLS"]).read_text().splitlines()
+    told = ["scancel --signal=TERM 40123"] if by == "time limit" else []
+    again = ["scontrol requeue 40123"] if by == "time limit" else []  # else SLURM does it
+    assert calls == ["scontrol show hostnames node[1-2]", *told, "saved", *again]
+    assert "scripts/train.py" in Path(programs["CALLS"] + ".srun").read_text()
+
+
+def test_a_run_that_fails_is_not_queued_again(programs):
+    (Path(programs["CALLS"]).parent / "bin/srun").write_text("#!/usr/bin/env bash\nexit 3\n")
+    done = dry("train", "CONFIG", "--run-name", "night", **programs)
+    assert done.returncode == 3
+    assert "requeue" not in Path(programs["CALLS"]).read_text()
