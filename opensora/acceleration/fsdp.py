@@ -18,7 +18,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
 from torch.optim import Optimizer
 
 from opensora.acceleration.engine import Autocast, Engine
@@ -28,8 +34,9 @@ from opensora.acceleration.parallel import join_alone
 class FsdpEngine(Engine):
     """Every process updates its rows of every parameter; weights are gathered block by block.
 
-    A block is a module whose class says `compile_alone`. All processes must call the same blocks in the same
-    order; what one of them does not use within a block, or outside of blocks, counts as zero there.
+    A block is a module whose class says `compile_alone`; methods that are called from outside, besides
+    `forward`, stand in its `called_beside_forward`. All processes must call the same blocks in the same order;
+    what one of them does not use within a block, or outside of blocks, counts as zero there.
 
     Args:
         modules: See `Engine`. Their parameters are replaced by pieces.
@@ -118,6 +125,8 @@ class FsdpEngine(Engine):
             settings["offload_policy"] = CPUOffloadPolicy()
         for block in [m for m in module.modules() if getattr(m, "compile_alone", False)]:
             fully_shard(block, **settings)
+            for method in getattr(block, "called_beside_forward", ()):
+                register_fsdp_forward_method(block, method)
         fully_shard(module, **settings)
         module.set_reduce_scatter_unused_params(True)
         now = dict(module.named_parameters())

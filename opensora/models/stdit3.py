@@ -106,6 +106,7 @@ class STDiT3Block(nn.Module):
     """
 
     compile_alone = True
+    called_beside_forward = ("text_keys",)  # where weights are in pieces, these need them whole too
 
     def __init__(self, hidden_size: int, num_heads: int, mlp_ratio: float, qk_norm: bool) -> None:
         super().__init__()

@@ -109,7 +109,7 @@ def kill(processes: list[subprocess.Popen]) -> None:
 def finish(processes: list[subprocess.Popen], status: int = 0) -> str:
     """Wait for processes and return what they wrote."""
     outputs = [process.communicate(timeout=300)[0] for process in processes]
-    assert [process.returncode for process in processes] == [status] * len(processes), outputs
+    assert [process.returncode for process in processes] == [status] * len(processes), "".join(outputs)
     return "".join(outputs)
 
 
