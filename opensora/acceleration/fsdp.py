@@ -35,8 +35,8 @@ class FsdpEngine(Engine):
     """Every process updates its rows of every parameter; weights are gathered block by block.
 
     A block is a module whose class says `compile_alone`; methods that are called from outside, besides
-    `forward`, stand in its `called_beside_forward`. All processes must call the same blocks in the same order;
-    what one of them does not use within a block, or outside of blocks, counts as zero there.
+    `forward`, stand in its `called_beside_forward`. All processes must call the same blocks in the same
+    order; what one of them does not use within a block, or outside of blocks, counts as zero there.
 
     Args:
         modules: See `Engine`. Their parameters are replaced by pieces.
