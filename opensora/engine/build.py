@@ -116,6 +116,12 @@ def _network_configs(cfg: Mapping[str, Any], text_encoder: Any) -> dict[str, Any
     return {"vae": vae, "model": model}
 
 
+def names_weights(part: Mapping[str, Any]) -> bool:
+    """Return whether a component or a part of it names weights."""
+    inner = any(names_weights(value) for value in part.values() if isinstance(value, Mapping))
+    return inner or ("from_pretrained" in part and part["from_pretrained"] is not None)
+
+
 def _part(cfg: Mapping[str, Any], name: str) -> Any:
     return cfg[name] if name in cfg else None
 

@@ -13,7 +13,14 @@ from torch import nn
 from opensora.acceleration.block_compile import compilations, compile_blocks
 from opensora.acceleration.parallel import init_distributed, parallel_state, shut_down
 from opensora.datasets.resolutions import image_size
-from opensora.engine.build import Components, build_components, build_network, parse_dtype, resolve_run
+from opensora.engine.build import (
+    Components,
+    build_components,
+    build_network,
+    names_weights,
+    parse_dtype,
+    resolve_run,
+)
 from opensora.engine.generation import encode_texts, generate
 from opensora.engine.latent_diffusion import LatentDiffusion
 from opensora.engine.lengths import choose_length
@@ -184,7 +191,7 @@ def _check_files(cfg: Mapping[str, Any], parts: Components, requests: Sequence[R
         if path is not None:
             loading = {key: part[key] for key in LOADING_KEYS[1:] if key in part}
             check_weights(module, path, **loading)
-        elif not _names_weights(part):
+        elif not names_weights(part):
             flag = "--ckpt-path" if name == "model" else "--vae.from_pretrained"
             raise ValueError(
                 f"{name}.from_pretrained=None: without weights there is only noise; give {flag} with a run "
@@ -194,12 +201,6 @@ def _check_files(cfg: Mapping[str, Any], parts: Components, requests: Sequence[R
         parts.text_encoder.tokenize(
             list(dict.fromkeys(text for request in requests for text in request.texts))
         )
-
-
-def _names_weights(part: Mapping[str, Any]) -> bool:
-    """Return whether a component or a part of it names weights."""
-    inner = any(_names_weights(value) for value in part.values() if isinstance(value, Mapping))
-    return inner or ("from_pretrained" in part and part["from_pretrained"] is not None)
 
 
 def _without_weights(cfg: Mapping[str, Any]) -> dict[str, Any]:

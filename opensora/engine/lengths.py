@@ -24,7 +24,7 @@ def choose_length(vae: Any, num_frames: int | str, seconds: float | None, fps: f
     if seconds is not None:
         asked = max(1, round(seconds * fps))
         lower = vae.legal_length(asked)
-        upper = _next_legal(vae, asked)
+        upper = next_legal_length(vae, asked)
         length = lower if asked - lower <= upper - asked else upper
         get_logger().info("%g seconds at %g fps: %d frames", seconds, fps, length)
         return length
@@ -40,8 +40,8 @@ def choose_length(vae: Any, num_frames: int | str, seconds: float | None, fps: f
         )
         return legal
     raise ValueError(
-        f"num_frames={asked}: this vae gives back {legal} or {_next_legal(vae, asked)} frames, not {asked}; "
-        "use one of them, or --seconds."
+        f"num_frames={asked}: this vae gives back {legal} or {next_legal_length(vae, asked)} frames, not "
+        f"{asked}; use one of them, or --seconds."
     )
 
 
@@ -126,7 +126,8 @@ def latent_spans(vae: Any, num_frames: int) -> list[tuple[int, int]]:
     return spans
 
 
-def _next_legal(vae: Any, num_frames: int) -> int:
+def next_legal_length(vae: Any, num_frames: int) -> int:
+    """Return the smallest number of frames above `num_frames` that an autoencoder gives back."""
     longer = num_frames + 1
     while vae.legal_length(longer) <= num_frames:
         longer += 1

@@ -10,7 +10,7 @@ Source: Zhang et al. 2018, "The unreasonable effectiveness of deep features as a
 
 import importlib.util
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -80,18 +80,29 @@ class PerceptualDistance(nn.Module):
         Raises:
             ValueError: The shapes differ, or the images are too small.
         """
+        return sum(
+            (error.mean((1, 2)) for error in self.maps(a, b)), a.new_zeros(len(a), dtype=torch.float32)
+        )
+
+    def maps(self, a: Tensor, b: Tensor) -> Iterator[Tensor]:
+        """Yield for each layer the distance at each of its pixels; arguments as for `forward`.
+
+        Yields:
+            float32, shape [N, h, w].
+
+        Raises:
+            ValueError: The shapes differ, or the images are too small.
+        """
         if a.shape != b.shape or min(a.shape[2:]) < (_SIDE if hasattr(self, "heads") else 1):
             raise ValueError(
                 f"images of shape {tuple(a.shape)} and {tuple(b.shape)}: bring them to one size, of {_SIDE} "
                 "pixels at least for 'vgg' and 'alex'."
             )
-        total = a.new_zeros(len(a), dtype=torch.float32)
         for i, (x, y) in enumerate(zip(self._features(a), self._features(b), strict=True)):
             error = (_unit(x.float()) - _unit(y.float())).square()
             if hasattr(self, "heads"):
                 error = error * self.heads[i].float()[:, None, None]
-            total = total + error.sum(1).mean((1, 2))
-        return total
+            yield error.sum(1)
 
     def _features(self, x: Tensor) -> list[Tensor]:
         if hasattr(self, "heads"):
