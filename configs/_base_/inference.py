@@ -65,6 +65,6 @@ llm_refine = False  # let a language model rewrite prompts (sends them to its se
 
 # Files
 save_dir = "samples/samples"  # folder of the videos
-sample_name = "sample"  # start of the file names
+sample_name = None  # start of the file names; None is "sample", or nothing with prompt_as_path
 prompt_as_path = False  # name files after their prompts, and skip those that exist
 postprocess = []  # list of steps on the video, such as [dict(type="Deflicker"), dict(type="Watermark")]

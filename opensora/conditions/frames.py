@@ -128,18 +128,27 @@ class FrameCondition(nn.Module):
         return ["none"] * len(picks) if num_frames == 1 else [names[i] for i in picks]
 
 
+def entries_of(name: str, num_frames: int, u: float, side: float) -> tuple[KnownFrames, ...]:
+    """Return the latent frames of a class in training.
+
+    Args:
+        name: One of `CLASSES` or `NOISY`.
+        num_frames: Latent frames of the clip.
+        u: Uniform in [0, 1): length of class "other".
+        side: Uniform in [0, 1): whether that is a head or a tail.
+    """
+    kind, half = re.sub("_noisy$", "", name), num_frames // 2
+    if kind != "other":
+        return of_class(kind, half if kind == "v2v_head" else num_frames - half)
+    length = min(int(u * max(num_frames - 2, 1)) + 1, num_frames - 1)  # two frames at least stay
+    start = 0 if side < 0.5 else num_frames - length
+    return (KnownFrames(source=start, target=start, length=length),)
+
+
 def _given(name: str, num_frames: int, u: float, side: float) -> Tensor:
     """Return the mask of given latent frames of a class; at least one frame is left to generate.
 
     Shape [T].
     """
-    kind, half = re.sub("_noisy$", "", name), num_frames // 2
-    if kind == "other":  # a head or a tail of random length, two frames at least stay
-        longest = max(num_frames - 2, 1)
-        length = min(int(u * longest) + 1, num_frames - 1)
-        start = 0 if side < 0.5 else num_frames - length
-        entries = (KnownFrames(source=start, target=start, length=length),)
-    else:
-        entries = of_class(kind, half if kind == "v2v_head" else num_frames - half)
-    mask = given_frames(entries, num_frames).float()
+    mask = given_frames(entries_of(name, num_frames, u, side), num_frames).float()
     return mask if mask.sum() < num_frames else torch.zeros(num_frames)

@@ -240,9 +240,7 @@ def sample_requests(
     if requests[0].negative is not None:
         batch["negative"], batch["negative_mask"] = _pad([features[r.negative] for r in requests])
     sizes = covering_size(diffusion.vae, requests[0].height, requests[0].width)
-    values = {"fps": requests[0].fps, "num_frames": requests[0].num_frames}
-    values |= dict(zip(("height", "width"), sizes, strict=True))
-    batch |= {name: torch.full((len(requests),), float(value)) for name, value in values.items()}
+    batch |= sizes_of(requests, sizes)
     draws = Draws(seed, [r.key + loop for r in requests], [r.sample for r in requests])
     on_step = report and (lambda n, steps, end: report(n, steps, lambda: zip(requests, end(), strict=True)))
     if known is None:
@@ -254,6 +252,18 @@ def sample_requests(
     edits = mask if (mask < 1).any() else None
     z = diffusion.sample(batch, draws, frame_mask=edits, known=latents, on_step=on_step)
     return torch.where(kept[:, None, :, None, None].to(z.device), latents, z)
+
+
+def sizes_of(requests: Sequence[Request], size: tuple[int, int]) -> dict[str, Tensor]:
+    """Return the numbers that a model is told about clips. Shape [B] each.
+
+    Args:
+        requests: Their number is B.
+        size: Height and width that are generated.
+    """
+    one = requests[0]
+    values = {"fps": one.fps, "num_frames": one.num_frames, "height": size[0], "width": size[1]}
+    return {name: torch.full((len(requests),), float(value)) for name, value in values.items()}
 
 
 def join(clips: Sequence[Tensor], overlap: int) -> Tensor:

@@ -53,11 +53,13 @@ def file_path(request: Request, cfg: Mapping[str, Any]) -> Path:
     A prompt that makes no good file name is changed and gets its key, so different prompts have different
     files; so does one with references.
     """
-    stem = f"{cfg['sample_name']}_{request.index:04d}"
+    start = cfg["sample_name"]
+    stem = f"{'sample' if start is None else start}_{request.index:04d}"
     if cfg["prompt_as_path"]:
         stem = _UNUSUAL.sub("_", request.prompt).encode()[:_LONGEST_NAME].decode(errors="ignore").strip()
         if stem != request.prompt or request.guide.text:
             stem = f"{stem}-{request.file_key:014x}"
+        stem = (start or "") + stem
     if cfg["num_sample"] != 1:
         stem = f"{stem}-{request.sample}"
     return Path(cfg["save_dir"]) / (stem + (".png" if request.num_frames == 1 else ".mp4"))

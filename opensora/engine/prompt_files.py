@@ -160,9 +160,7 @@ def text_of_loop(sections: Sequence[tuple[int, str]], loop: int) -> str:
 
 
 def merge_sections(sections: Sequence[tuple[int, str]]) -> str:
-    """Undo `split_sections`."""
-    if len(sections) == 1:
-        return sections[0][1]
+    """Undo `split_sections` of a prompt with texts for loops."""
     return "".join(f"|{loop}|{text}" for loop, text in sections)
 
 

@@ -1,14 +1,16 @@
 """Requests: what to generate, one per prompt and sample."""
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from opensora.datasets.video_io import IMAGE_FPS
 from opensora.engine.guides import Guide, make_guide
-from opensora.engine.prompt_files import read_prompts, split_sections, text_of_loop
+from opensora.engine.prompt_files import merge_sections, read_prompts, split_sections, text_of_loop
 from opensora.utils.caption_cleaning import clean_caption
+from opensora.utils.logging import get_logger
 
 # Below each bound stands a word that 1.3 learned; the last word is for everything above.
 _AESTHETIC = (
@@ -20,6 +22,7 @@ _MOTION = (
     (float("inf"), "extremely high"),
 )
 SCORE_FORMATS = ("words", "numbers")
+_NUMBER = re.compile(r"-?\d{1,9}(\.\d{1,9})?")
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,8 @@ def make_requests(cfg: Mapping[str, Any], size: tuple[int, int], num_frames: int
             (loop, _final_text(append_scores(text, cfg), prompt, cfg["clean_prompts"]))
             for loop, text in split_sections(prompt)
         ]
+        if cfg["verbose"] > 1:
+            get_logger().info("%d: %s", start + i, merge_sections(texts) if len(texts) > 1 else texts[0][1])
         guide = make_guide(
             references[i] if reference is None else reference,
             strategies[i] if strategy is None else strategy,
@@ -173,8 +178,9 @@ def _digest(text: str) -> int:
 
 
 def _word(score: float | str | None, table: Sequence[tuple[float, str]]) -> str | None:
-    if score is None or isinstance(score, str):
+    if score is None or (isinstance(score, str) and not _NUMBER.fullmatch(score)):
         return score
+    score = float(score)
     return next(word for bound, word in table if score < bound or bound == float("inf"))
 
 
