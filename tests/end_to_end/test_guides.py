@@ -1,5 +1,6 @@
 """Every way to guide a video, from options to decoded frames, with a tiny random model and real clips."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -162,3 +163,80 @@ def test_an_edit_stays_near_the_clip_and_a_full_one_is_new(make):
     distances = [float((made.latents[i] - clip).square().mean()) for i in range(4)]
     assert distances[0] == 0 and distances == sorted(distances)
     assert torch.equal(made.latents[3], made.latents[4])
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Record what the sampler is given, clip by clip."""
+    found = []
+    sample = LatentDiffusion.sample
+
+    def sampling(self, batch, draws, **options):
+        found.append({**batch, **options})
+        return sample(self, batch, draws, **options)
+
+    monkeypatch.setattr(LatentDiffusion, "sample", sampling)
+    return found
+
+
+@torch.no_grad()
+def test_a_long_video_continues_and_has_the_length_of_the_formula(make, calls, tmp_path):
+    loops, overlap = 3, 2
+    prompt = "|0|a cat sleeps|2|a cat runs"
+    made = make("--prompt", prompt, "--loop", loops, "--condition-frame-length", overlap,
+                "--reference-path", "clip.mp4;a.png", "--mask-strategy", "0,0,0,0,2;1,1,0,-1,1")  # fmt: skip
+    z, video = made.latents[0], made.frames[0, 0]
+    assert z.shape[1] == loops * (6 - overlap) + overlap == 14
+    assert video.shape[1] == 29  # seven chunks of five frames that share one
+    assert torch.equal(z[:, :2], reference(made.vae, "clip.mp4")[:, :2])
+    assert torch.equal(z[:, 9], reference(made.vae, "a.png")[:, 0])  # the last of clip 1
+    for loop in (1, 2):  # the bug of the reference: later clips were not conditioned
+        mask, known = calls[loop]["frame_mask"][0], calls[loop]["known"][0]
+        assert mask.tolist() == [0, 0, 1, 1, 1, 0 if loop == 1 else 1]
+        assert torch.equal(known[:, :2], z[:, 4 * loop : 4 * loop + 2])
+    texts = [call["text_features"] for call in calls]
+    assert torch.equal(texts[0], texts[1]) and not torch.equal(texts[0], texts[2])
+    drift = json.loads((tmp_path / "sample_0000_drift.json").read_text())
+    assert [(clip["first_frame"], clip["frames"]) for clip in drift["clips"]] == [(0, 13), (13, 8), (21, 8)]
+    assert drift["clips"][1]["mean"] == pytest.approx(float(video[:, 13:21].clamp(-1, 1).mean()), abs=1e-4)
+
+
+@torch.no_grad()
+def test_clips_of_a_long_video_have_noise_of_their_own(make):
+    made = make("--prompt", "x", "--loop", 2, "--condition-frame-length", 2, "--num-sample", 2)
+    first, second = made.latents[0], made.latents[1]
+    assert not torch.allclose(first[:, 2:6], first[:, 6:10], atol=1e-2)
+    assert not torch.allclose(first, second, atol=1e-2)
+
+
+@torch.no_grad()
+def test_frames_given_where_clips_overlap_are_shown(make):
+    made = make("--prompt", "x", "--loop", 2, "--condition-frame-length", 2, "--reference-path", "clip.mp4",
+                "--mask-strategy", "1,0,4,0,2")  # fmt: skip
+    assert torch.equal(made.latents[0][:, 4:6], reference(made.vae, "clip.mp4")[:, 4:6])
+
+
+CONDITIONS = {  # cond_type: (references, loops, {latent: (reference, its latent)})
+    "i2v_head": ("a.png", 1, {0: ("a.png", 0)}),
+    "i2v_tail": ("clip.mp4", 1, {5: ("clip.mp4", 15)}),
+    "i2v_loop": ("a.png;b.png", 2, {0: ("a.png", 0), 9: ("b.png", 0)}),
+    "v2v_head": ("clip.mp4", 1, {0: ("clip.mp4", 0), 1: ("clip.mp4", 1)}),
+    "v2v_tail": ("clip.mp4", 2, {8: ("clip.mp4", 14), 9: ("clip.mp4", 15)}),
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", CONDITIONS)
+def test_condition_types(make, calls, name):
+    files, loops, places = CONDITIONS[name]
+    made = make("--prompt", "x", "--cond-type", name, "--reference-path", files, "--loop", loops,
+                "--condition-frame-length", 2, "--scheduler.renoise_reference", True,
+                "--guidance.scales", "{'frames': {'scale': 2.0}, 'text': {'scale': 3.0}}")  # fmt: skip
+    for target, (file, source) in places.items():
+        assert torch.equal(made.latents[0][:, target], reference(made.vae, file)[:, source])
+    assert made.latents[0].shape[1] == (6 if loops == 1 else 10)
+    last = calls[-1]["reference_mask"][0]
+    assert last[-1].item() == (name != "i2v_head" and name != "v2v_head")
+    if loops == 2:
+        assert not calls[0]["reference_mask"][0][-1:].any() if "reference_mask" in calls[0] else True
+        assert last[:2].all()
