@@ -53,7 +53,9 @@ class ReferenceFiles:
         """Return the file that a path or an address names. Errors as of `localize`."""
         if is_url(text):
             if not self.rules["urls"]:
-                raise ValueError(f"reference {text!r}: not fetched; get the file, or --references.urls True.")
+                raise ValueError(
+                    f"reference {shorten(text)}: not fetched; get the file, or --references.urls True."
+                )
             if text not in self._fetched:
                 self._fetched[text] = str(self._fetch(text))
             return self._fetched[text]
@@ -61,7 +63,8 @@ class ReferenceFiles:
             path = Path(text).resolve()
             there = path.is_file()
         except (OSError, RuntimeError, ValueError) as error:  # too long, links in a circle, a null character
-            raise ValueError(f"reference {shorten(text)}: no path of a file ({error}).") from None
+            reason = getattr(error, "strerror", None) or error
+            raise ValueError(f"reference {shorten(text)}: no path of a file ({reason}).") from None
         folders = self.rules["folders"]
         if folders is not None and not any(path.is_relative_to(Path(f).resolve()) for f in folders):
             raise ValueError(f"reference {shorten(text)}: outside of references.folders={list(folders)}.")
