@@ -67,6 +67,11 @@ class FrameCondition(nn.Module):
         """Whether a reference may be encoded from a noisy video, so that latents are not enough."""
         return any(name in NOISY for name in self.classes or {})
 
+    @property
+    def draws_references(self) -> bool:
+        """Whether training takes references from the clips: other samples of what these are encoded to."""
+        return self.classes is not None
+
     def reference_video(self, batch: Mapping[str, Any], draws: Any) -> Tensor | None:
         """Return the video to encode as the reference when it is not the clip itself, or None.
 

@@ -18,7 +18,7 @@ from opensora.acceleration.heartbeat import phase
 from opensora.acceleration.parallel import parallel_state
 from opensora.datasets.video_io import through_sheet, write_image, write_video
 from opensora.engine.build import Components, build_components
-from opensora.engine.features import latents_of
+from opensora.engine.features import encode_moments, latents_of
 from opensora.engine.noise_augmentation import NoiseAugmentation
 from opensora.engine.offload import Offload
 from opensora.schedulers.guidance import Guidance
@@ -118,16 +118,22 @@ class LatentDiffusion:
         batch = dict(batch)
         conditions = self.model.conditions
         posterior_draws = draws if self.sample_posterior else None
-        if "latents" not in batch and "moments" in batch:
-            batch["latents"] = latents_of(self.vae, batch["moments"].to(self.device), posterior_draws)
-        elif "latents" not in batch and "video" in batch:
-            batch["latents"] = self._encode_video(batch["video"], posterior_draws)
-            for condition in conditions.values():
-                other = (
-                    getattr(condition, "reference_video", lambda *_: None)(batch, draws) if draws else None
-                )
+        again = draws if any(getattr(c, "draws_references", False) for c in conditions.values()) else None
+        if {"latents", "moments"}.isdisjoint(batch) and "video" in batch:
+            if again is not None and self.sample_posterior:
+                batch["moments"] = self._moments(batch["video"], draws)
+            else:
+                batch["latents"] = self._encode_video(batch["video"], posterior_draws)
+            for condition in conditions.values() if again is not None else ():
+                other = getattr(condition, "reference_video", lambda *_: None)(batch, draws)
                 if other is not None:
-                    batch["reference_latents"] = self._encode_video(other, posterior_draws)
+                    twin = posterior_draws and posterior_draws.other("reference")
+                    batch["reference_latents"] = self._encode_video(other, twin)
+        if "latents" not in batch and "moments" in batch:
+            moments = batch["moments"].to(self.device)
+            batch["latents"] = latents_of(self.vae, moments, posterior_draws)
+            if again is not None and self.sample_posterior and "reference_latents" not in batch:
+                batch["reference_latents"] = latents_of(self.vae, moments, draws.other("reference"))
         for source, features, mask in (
             ("text", "text_features", "text_mask"),
             ("negative_text", "negative", "negative_mask"),
@@ -271,13 +277,16 @@ class LatentDiffusion:
                 yield part[0].float().cpu()
 
     def _encode_video(self, video: Tensor, draws: Any) -> Tensor:
-        rows = [None] * len(video)
-        if draws is not None:
-            rows = [Draws(seed, [sample], epoch) for seed, epoch, sample in draws.keys]
+        rows = [None] * len(video) if draws is None else draws.rows()
         with self.using("vae"):
             weight = next(self.vae.parameters())
             clips = zip(video, rows, strict=True)
             return torch.cat([self.vae.encode(clip[None].to(weight), row) for clip, row in clips])
+
+    def _moments(self, video: Tensor, draws: Draws) -> Tensor:
+        with self.using("vae"):
+            clips = zip(video, draws.rows(), strict=True)
+            return torch.stack([encode_moments(self.vae, clip, row) for clip, row in clips])
 
     @torch.no_grad()
     def _degrade(self, batch: Mapping[str, Any], z: Tensor, draws: Draws) -> Tensor | None:

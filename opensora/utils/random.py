@@ -11,6 +11,7 @@ import math
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 
 import numpy as np
 import torch
@@ -63,6 +64,19 @@ class Draws:
     def __len__(self) -> int:
         """Number of samples in the batch."""
         return len(self.keys)
+
+    def rows(self) -> "list[Draws]":
+        """Return the draws of each sample alone."""
+        twins = [copy(self) for _ in self.keys]
+        for twin, key in zip(twins, self.keys, strict=True):
+            twin.keys = [key]
+        return twins
+
+    def other(self, name: str) -> "Draws":
+        """Return draws of the same samples that do not depend on these."""
+        twin = copy(self)
+        twin.keys = [(f"{seed}+{name}", epoch, sample) for seed, epoch, sample in self.keys]
+        return twin
 
     def normal(self, name: str, step: int, shape: Sequence[int]) -> Tensor:
         """Draw standard normal numbers.
@@ -144,7 +158,7 @@ def _record(name: str, step: int, result: Tensor) -> None:
         record[key] = torch.cat((*known, result))
 
 
-def _stream(seed: int, epoch: int, sample: int, name: str, step: int) -> np.random.Philox:
+def _stream(seed: int | str, epoch: int, sample: int, name: str, step: int) -> np.random.Philox:
     label = f"{seed}/{epoch}/{sample}/{name}/{step}".encode()
     key = np.frombuffer(hashlib.blake2b(label, digest_size=16).digest(), dtype=np.uint64)
     return np.random.Philox(key=key)

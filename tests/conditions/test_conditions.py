@@ -145,3 +145,14 @@ def test_two_contexts_are_refused():
     conditions = torch.nn.ModuleDict({"a": text_condition(), "b": text_condition()})
     with pytest.raises(ValueError, match="condition 'b': context is given by another condition already"):
         inject(conditions, {"text_features": torch.zeros(1, 2, 6)}, {})
+
+
+def test_weights_of_classes_are_frequencies():
+    weights = dict(
+        i2v_head=5, i2v_tail=2, i2v_loop=2, v2v_head=1, v2v_head_noisy=2, v2v_tail=1, other=1, none=2
+    )
+    condition = frame_condition(classes=weights)
+    names = condition._drawn(Draws(7, range(8000), 3), 12)
+    for name, weight in weights.items():
+        assert names.count(name) / 8000 == pytest.approx(weight / 16, abs=0.015), name  # three deviations
+    assert set(condition._drawn(Draws(7, range(50)), 1)) == {"none"}  # images have no given frames

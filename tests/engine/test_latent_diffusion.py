@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from opensora.engine.build import build_components, parse_dtype
+from opensora.engine.features import encode_moments
 from opensora.engine.latent_diffusion import LatentDiffusion
 from opensora.schedulers.guidance import Guidance
 from opensora.utils.random import Draws
@@ -103,6 +104,26 @@ def test_sampled_posteriors_differ_by_sample_and_repeat(diffusion):
     mean, _ = diffusion.encode(batch(), Draws(5, (0, 1, 2)))
     assert torch.equal(again, z[[2, 0]])
     assert not torch.equal(mean, z)
+
+
+@torch.no_grad()
+def test_a_reference_is_another_sample_of_the_same_posterior(diffusion):
+    frames = diffusion.model.conditions["frames"]
+    classes, frames.classes = frames.classes, {"v2v_head": 1.0}
+    draws = Draws(5, (0, 1, 2))
+    z, cond = diffusion.encode(batch(), draws)
+    kept = cond["reference_mask"][:, None, :, None, None].bool().expand_as(z)
+    assert torch.equal(cond["reference"][kept], z[kept])  # means are one and the same
+    diffusion.sample_posterior = True
+    z, cond = diffusion.encode(batch(), draws)
+    moments = torch.stack([encode_moments(diffusion.vae, clip) for clip in batch()["video"]])
+    cached, same = diffusion.encode({**batch(), "moments": moments}, draws)
+    diffusion.sample_posterior, frames.classes = False, classes
+    assert torch.equal(cached, z) and torch.equal(same["reference"], cond["reference"])
+    mean, logvar = diffusion.vae.normalize(moments[:, 0]), moments[:, 1]
+    first, second = (((x - mean) / (0.5 * logvar).exp())[kept] for x in (z, cond["reference"]))
+    noise = torch.corrcoef(torch.stack((first, second)))
+    assert abs(noise[0, 1]) < 0.1 and first.std().item() == pytest.approx(second.std().item(), rel=0.1)
 
 
 def test_facts_are_filled_in_and_misfits_found_before_building():
