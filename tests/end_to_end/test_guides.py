@@ -9,7 +9,8 @@ import torch
 from opensora.datasets.transforms import apply_cut, plan_cut
 from opensora.datasets.video_io import is_image, read_clip, read_image, write_image, write_video
 from opensora.engine.build import build_components
-from opensora.engine.checkpoint import RunState, save_checkpoint
+from opensora.engine.checkpoint import RunState
+from opensora.engine.checkpoint_writer import save_checkpoint
 from opensora.engine.inference import infer
 from opensora.engine.latent_diffusion import LatentDiffusion
 from opensora.engine.output import Output
@@ -240,3 +241,57 @@ def test_condition_types(make, calls, name):
     if loops == 2:
         assert not calls[0]["reference_mask"][0][-1:].any() if "reference_mask" in calls[0] else True
         assert last[:2].all()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["i2v", "v2v"])
+def test_published_configs_of_conditions_with_tiny_networks(make, calls, name, folder, tmp_path):
+    tiny = load_config([CONFIG])
+    cfg = load_config([str(ROOT / f"configs/opensora-v1-3/inference/{name}.py")])
+    for part in ("hidden_size", "depth", "num_heads", "type", "window_size", "input_sq_size", "pred_sigma"):
+        cfg["model"][part] = tiny["model"][part]
+    cfg["model"]["final_layer"] = tiny["model"]["final_layer"]
+    changed = {key: tiny[key] for key in ("vae", "text_encoder", "dtype", "image_size")}
+    cfg.update({**changed, "num_frames": FRAMES, "condition_frame_length": 2, "verbose": 0})
+    cfg.update({"save_dir": str(tmp_path), "prompt": ["a cat", "a dog"], "loop": 2})
+    cfg["reference_path"] = [str(folder / "clip.mp4"), None]
+    cfg["scheduler"]["num_sampling_steps"] = 3
+    cfg["model"]["from_pretrained"], cfg["vae"]["from_pretrained"] = (
+        str(folder / "model"),
+        str(folder / "vae"),
+    )
+    assert len(infer(cfg)) == 2
+    masks = [call["reference_mask"][0].tolist() if "reference_mask" in call else None for call in calls]
+    first = [1, 0 if name == "i2v" else 1, 0, 0, 0, 0]
+    assert masks == [
+        first,
+        [1, 1, 0, 0, 0, 0],
+        None,
+        [1, 1, 0, 0, 0, 0],
+    ]  # the second prompt has no reference
+
+
+@torch.no_grad()
+def test_guides_in_prompts_and_files(make, tmp_path):
+    guide = json.dumps({"reference_path": "a.png", "mask_strategy": "0"})
+    whole = make("--prompt", f"a cat {guide}").latents[0]
+    assert torch.equal(whole[:, 0], reference(make("--prompt", "x").vae, "a.png")[:, 0])
+    lines = [{"text": "a cat", "reference_path": "a.png", "mask_strategy": "0"}, {"text": f"a cat {guide}"}]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    made = make("--prompt-path", tmp_path / "p.jsonl")
+    assert torch.equal(made.latents[0], whole) and torch.equal(made.latents[1], whole)
+    (tmp_path / "p.csv").write_text("text,image\na cat,a.png\na dog,\n")
+    table = ("--prompt-path", tmp_path / "p.csv", "--csv-reference-column-name", "image")
+    made = make(*table, "--mask-strategy", "0", "none")
+    assert torch.equal(made.latents[0], whole) and not torch.equal(made.latents[1], whole)
+
+
+@torch.no_grad()
+def test_sentences_with_times(make):
+    made = make("--prompt", "x", "--mask-strategy", "keep 0f..9f from clip.mp4 at start; keep b.png at end")
+    clip = reference(made.vae, "clip.mp4", range(9))
+    assert torch.equal(made.latents[0][:, :4], clip)
+    shown = made.vae.decode(clip[None])[0]
+    assert psnr(made.frames[0, 0][:, :8], shown[:, :8]) > 40
+    still = reference(made.vae, "b.png")
+    assert made.latents[0][:, 5].shape == still[:, 0].shape and torch.isfinite(made.frames[0, 0]).all()
