@@ -113,6 +113,11 @@ def test_tree_is_the_tree_on_disk(root, repo_files):
         pytest.fail("docs/architecture.md is old; run `make format`.\n" + "\n".join(wrong), pytrace=False)
 
 
+def test_modes_are_drawn_by_the_code_of_today(root):
+    modes = runpy.run_path(str(root / "docs/modes.py"))
+    assert modes["BLOCK"].search((root / "docs/inference.md").read_text()).group() == modes["table"]()
+
+
 def test_tree_is_read_as_it_was_written(root):
     tree = runpy.run_path(str(root / "docs/tree.py"))
     paths = tree["tree_paths"](
