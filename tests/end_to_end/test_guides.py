@@ -14,6 +14,7 @@ from opensora.engine.checkpoint_writer import save_checkpoint
 from opensora.engine.inference import infer
 from opensora.engine.latent_diffusion import LatentDiffusion
 from opensora.engine.output import Output
+from opensora.models.stdit3 import STDiT3
 from opensora.utils.config import load_config
 
 ROOT = Path(__file__).parents[2]
@@ -295,3 +296,29 @@ def test_sentences_with_times(make):
     assert psnr(made.frames[0, 0][:, :8], shown[:, :8]) > 40
     still = reference(made.vae, "b.png")
     assert made.latents[0][:, 5].shape == still[:, 0].shape and torch.isfinite(made.frames[0, 0]).all()
+
+
+@torch.no_grad()
+def test_scales_of_text_and_frames_and_branches_that_they_make_useless(make, monkeypatch):
+    rows = []
+    forward = STDiT3.forward
+
+    def counting(self, x, *arguments, **options):
+        rows.append(len(x))
+        return forward(self, x, *arguments, **options)
+
+    monkeypatch.setattr(STDiT3, "forward", counting)
+    both = ("--guidance.scales", "{'frames': {'scale': 2.0}, 'text': {'scale': 3.0}}")
+    image = ("--prompt", "x", "--reference-path", "a.png", "--cond-type", "i2v_head", *both)
+    made = {}
+    for name, options, branches in (
+        ("both", (), 3),
+        ("frames not amplified", ("--image-cfg-scale", 1), 2),
+        ("text as much as frames", ("--cfg-scale", 2), 2),
+        ("nothing amplified", ("--cfg-scale", 1, "--image-cfg-scale", 1), 1),
+        ("negative", ("--neg-prompt", "blurry and dark"), 3),
+    ):
+        rows.clear()
+        made[name] = make(*image, *options).latents[0].clone()
+        assert rows == [branches] * 2, name
+    assert len({value.sum().item() for value in made.values()}) == 5
