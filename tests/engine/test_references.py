@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from opensora.datasets.video_io import write_image, write_video
-from opensora.engine.build import build_components
 from opensora.engine.guides import make_guide
+from opensora.engine.latent_diffusion import LatentDiffusion
 from opensora.engine.references import References
 from opensora.layers.known_frames import KnownFrames
 from opensora.utils.config import load_config
@@ -22,9 +22,14 @@ def cfg():
 
 
 @pytest.fixture(scope="module")
-def vae(cfg):
+def diffusion(cfg):
     torch.manual_seed(0)
-    return build_components({"vae": cfg["vae"]}).vae.eval()
+    return LatentDiffusion.from_config(cfg)
+
+
+@pytest.fixture(scope="module")
+def vae(diffusion):
+    return diffusion.vae
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +53,13 @@ def resolve(references, strategy, files=None):
     return references.resolve(make_guide(files, strategy, None))
 
 
-def encoded(references, strategy, files=None):
-    ((entry, piece),) = resolve(references, strategy, files)
-    return entry, references.encode(piece)
+@pytest.fixture
+def encoded(references, diffusion):
+    def encode(strategy, files=None):
+        ((entry, piece),) = resolve(references, strategy, files)
+        return entry, references.encode(piece, diffusion)
+
+    return encode
 
 
 @torch.no_grad()
@@ -58,24 +67,24 @@ def whole(references, vae, frames=17):
     return vae.encode(references.read("clip.mp4", range(frames))[None])[0]
 
 
-def test_numbers_count_latents_of_whole_chunks(references, vae):
-    entry, z = encoded(references, "0,0,-3,1,9", "clip.mp4")  # 20 frames: four whole chunks, 17 frames
+def test_numbers_count_latents_of_whole_chunks(references, vae, encoded):
+    entry, z = encoded("0,0,-3,1,9", "clip.mp4")  # 20 frames: four whole chunks, 17 frames
     assert entry == KnownFrames(0, 0, 0, 1, 3) and torch.equal(z, whole(references, vae)[:, 5:8])
-    entry, z = encoded(references, "0,0,0,-1", "a.png")
+    entry, z = encoded("0,0,0,-1", "a.png")
     assert entry == KnownFrames(target=5) and z.shape == (4, 1, 2, 3)
 
 
-def test_only_the_chunks_that_are_needed_are_read(references, monkeypatch):
+def test_only_the_chunks_that_are_needed_are_read(references, encoded, monkeypatch):
     read = []
     whole = references.read
     monkeypatch.setattr(references, "read", lambda path, frames: read.append(frames) or whole(path, frames))
-    encoded(references, "0,0,4,0,1", "clip.mp4")
+    encoded("0,0,4,0,1", "clip.mp4")
     assert read == [tuple(range(8, 13))]
-    encoded(references, "0,0,4,0,1", "clip.mp4")
+    encoded("0,0,4,0,1", "clip.mp4")
     assert len(read) == 1  # it is remembered
 
 
-def test_times_give_the_latents_of_that_place(references, vae):
+def test_times_give_the_latents_of_that_place(references, vae, encoded):
     z = whole(references, vae, 13)
     for text, first, last in (
         ("keep 0f..5f from clip.mp4 at start", 0, 3),  # frame 4 is latent 2 as well
@@ -86,14 +95,14 @@ def test_times_give_the_latents_of_that_place(references, vae):
         ("keep 0f..13f from clip.mp4 at start", 0, 6),
         ("keep 2f..3f from clip.mp4 at 2f", 1, 2),  # no latent is covered: the one at that place
     ):
-        entry, found = encoded(references, text)
+        entry, found = encoded(text)
         assert (entry.target, entry.length) == (first, last - first), text
         assert torch.equal(found, z[:, first:last]), text
 
 
 @torch.no_grad()
-def test_frames_keep_their_place_in_a_chunk_wherever_they_come_from(references, vae):
-    _, found = encoded(references, "keep 3f..8f from clip.mp4 at 8f")
+def test_frames_keep_their_place_in_a_chunk_wherever_they_come_from(references, vae, encoded):
+    _, found = encoded("keep 3f..8f from clip.mp4 at 8f")
     moved = vae.encode(references.read("clip.mp4", range(3, 8))[None])[0]
     assert torch.equal(found, moved)
 
@@ -106,11 +115,11 @@ def test_rates_differ(references, cfg, vae):
     assert piece.frames == (0, 2, 4, 6, 8) and (piece.start, piece.stop) == (0, 1)
 
 
-def test_images_stand_still(references):
+def test_images_stand_still(references, encoded):
     for text, target in (("keep a.png at start", 0), ("keep a.png at end", 5), ("keep a.png at 1s", 4)):
         ((entry, piece),) = resolve(references, text)
         assert (entry.target, entry.length, set(piece.frames)) == (target, 1, {0})
-    entry, z = encoded(references, "keep 0 at end", "a.png")
+    entry, z = encoded("keep 0 at end", "a.png")
     assert entry.target == 5 and z.shape[1] == 1
 
 
