@@ -11,6 +11,7 @@ import torch
 
 from opensora.acceleration.parallel import all_reduce_mean, gather_texts, parallel_state
 from opensora.datasets.manifest import Manifest
+from opensora.utils.files import if_disk_allows
 
 _MOST_REPLACED = 0.01  # of the samples so far
 _FIRST_SAMPLES = 100  # before them the share says nothing
@@ -80,7 +81,9 @@ class Quarantine:
         told = [json.loads(text) for text in gather_texts(json.dumps([failures, lost]))]
         fresh = {row: reason for part, _ in told for row, reason in part if row not in self.rows}
         self.rows |= fresh.keys()
-        self._write(fresh, epoch)
+        if self.file is not None:
+            with if_disk_allows(self.file):
+                self._write(fresh, epoch)
         reasons = dict.fromkeys(reason for part, _ in told for _, reason in part)
         self._reasons = [*self._reasons, *reasons][-_SHOWN:]
         reason = next((lost for _, lost in told if lost), "")

@@ -11,6 +11,7 @@ import torch
 from opensora.acceleration.parallel import all_reduce_mean, broadcast_text, gather_texts, parallel_state
 from opensora.engine.checkpoint import list_checkpoints, read_state
 from opensora.engine.fault_report import describe, examine, write_report
+from opensora.utils.files import if_disk_allows
 from opensora.utils.logging import get_logger
 
 _ROUNDS = 2  # from the same checkpoint
@@ -125,7 +126,8 @@ class Recovery:
         guilty = [r for r, part in enumerate(told) if part]
         if rank in guilty or (rank == 0 and not guilty):
             parts = [describe(one, batch, manifest) for batch, one in found]
-            write_report(trainer.tracker.folder, step, rank, {"processes": guilty, "batches": parts})
+            with if_disk_allows(trainer.tracker.folder):
+                write_report(trainer.tracker.folder, step, rank, {"processes": guilty, "batches": parts})
         if not guilty:
             return "; only when computed together"
         kinds = {f"{kind} {', '.join(names[:2])}" for kind, names in told[guilty[0]][0].items()}

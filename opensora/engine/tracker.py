@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from opensora.utils.files import write_text
+from opensora.utils.files import if_disk_allows, write_text
 
 LOG = "log.jsonl"
 
@@ -30,16 +30,24 @@ class Tracker:
         check_packages(tensorboard, wandb)
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
+        self._late: list[str] = []  # lines that a full disk has not taken
         self._writer = None
         self.rewind(step)
         self._writer = _tensorboard(folder, step) if tensorboard else None
         self._run = _wandb(folder) if wandb else None
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
-        """Write one line of numbers."""
+        """Write one line of numbers. What a full disk does not take is kept, and written later."""
         line = {"step": step, **{key: float(value) for key, value in values.items()}}
-        with open(self.folder / LOG, "a") as file:
-            file.write(json.dumps(line) + "\n")
+        self._late.append(json.dumps(line) + "\n")
+        with if_disk_allows(self.folder / LOG):
+            with open(self.folder / LOG, "r+b") as file:
+                file.seek(self._size)
+                file.truncate()  # half a line
+                file.write("".join(self._late).encode())
+                file.flush()
+                self._size = file.tell()
+            self._late = []
         if self._writer is not None:
             for key, value in line.items():
                 self._writer.add_scalar(key, value, step)
@@ -49,7 +57,9 @@ class Tracker:
     def rewind(self, step: int) -> None:
         """Drop the lines of later steps: the run has gone back, and will write them again."""
         kept = [line for line in read_log(self.folder) if line["step"] <= step]
+        self._late = [line for line in self._late if json.loads(line)["step"] <= step]
         write_text("".join(json.dumps(line) + "\n" for line in kept), self.folder / LOG)
+        self._size = (self.folder / LOG).stat().st_size
         if self._writer is not None:
             self._writer.close()
             self._writer = _tensorboard(self.folder, step)
@@ -60,7 +70,9 @@ class Tracker:
             self._writer.close()
         if self._run is not None:
             self._run.finish()
-        return plot_losses(self.folder)
+        with if_disk_allows(self.folder / "loss.png"):
+            return plot_losses(self.folder)
+        return None
 
 
 def read_log(folder: Path) -> list[dict[str, float]]:

@@ -1,14 +1,16 @@
 """A training run from a config: check, plan, build, train."""
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from opensora.acceleration.activation_checkpoint import set_activation_checkpoint
 from opensora.acceleration.block_compile import compilations, compile_blocks
-from opensora.acceleration.engine import check_plugin
+from opensora.acceleration.engine import Engine, check_plugin
 from opensora.acceleration.parallel import (
     barrier,
     broadcast_text,
@@ -31,8 +33,11 @@ from opensora.layers.attention import set_attention_backend
 from opensora.layers.sequence import check_mode, set_sequence_parallel
 from opensora.utils.config import make_run_folder
 from opensora.utils.config_defaults import base_configs
+from opensora.utils.files import if_disk_allows
 from opensora.utils.logging import get_logger
 from opensora.utils.random import seed_everything
+
+STARTS = "starts.jsonl"
 
 
 def train(cfg: Any, make_task: Callable[[Mapping[str, Any]], Any], dry_run: bool = False) -> Path | None:
@@ -107,17 +112,13 @@ def _check(cfg: Any) -> TrainerSettings:
     return TrainerSettings(**{name: cfg[name] for name in names})
 
 
-def _run(
-    cfg: Any,
-    make_task: Callable[[Mapping[str, Any]], Any],
-    settings: TrainerSettings,
-    data: TrainingData,
-    start: Start,
-    folder: Path,
-) -> Path:
-    is_main = parallel_state().is_main
-    data.quarantine.file = folder / "quarantine.jsonl"
-    data.plan_file = folder / "plan.npz"
+def build_run(cfg: Mapping[str, Any], make_task: Callable[[Mapping[str, Any]], Any]) -> tuple[Any, Engine]:
+    """Build the task of a config, and the engine around its networks.
+
+    Args:
+        cfg: As for `train`.
+        make_task: As for `train`.
+    """
     task = make_task(cfg)
     modules = task.trainable()
     for module in modules.values():
@@ -129,15 +130,32 @@ def _run(
     optimizers = {name: build_optimizer(module, cfg["optimizer"]) for name, module in modules.items()}
     engine = build_run_engine(cfg, modules, optimizers)
     task.place(engine.device, parse_dtype(cfg["dtype"]))
+    return task, engine
+
+
+def _run(
+    cfg: Any,
+    make_task: Callable[[Mapping[str, Any]], Any],
+    settings: TrainerSettings,
+    data: TrainingData,
+    start: Start,
+    folder: Path,
+) -> Path:
+    is_main = parallel_state().is_main
+    data.quarantine.file = folder / "quarantine.jsonl"
+    data.plan_file = folder / "plan.npz"
+    task, engine = build_run(cfg, make_task)
     if cfg["compile"]:
         warm_up(task, engine, data.planner.buckets.shapes)
     total = settings.total_steps(data.steps_per_epoch)
     schedule = LrSchedule(cfg["optimizer"]["lr"], total, **cfg["lr_schedule"])
     validation = Validation(task, data, cfg["validation"], folder) if cfg["validate_every"] else None
     tracker = Tracker(folder, start.step, cfg["tensorboard"], cfg["wandb"]) if is_main else _Silent(folder)
-    trainer = Trainer(task, engine, data, optimizers, schedule, settings, tracker, validation)
+    trainer = Trainer(task, engine, data, engine.optimizers, schedule, settings, tracker, validation)
     if start.checkpoint is not None:
         trainer.load(start.checkpoint, from_scratch=start.state is None)
+    if is_main:
+        _note_start(folder, cfg, trainer.state.step)
     get_logger().info("run folder %s; %d steps, %d per epoch", folder, total, data.steps_per_epoch)
     compiled = compilations() if cfg["compile"] else 0
     try:
@@ -149,6 +167,15 @@ def _run(
     get_logger().info("trained to step %d; losses: %s", state.step, picture or "none logged")
     barrier()
     return folder
+
+
+def _note_start(folder: Path, cfg: Mapping[str, Any], step: int) -> None:
+    """Add a line to `starts.jsonl`: which processes make the steps from here on."""
+    state = parallel_state()
+    line = {"step": step, "processes": state.world_size, "sp_size": cfg["sp_size"], "plugin": cfg["plugin"]}
+    line |= {"device": state.device.type, "torch": torch.__version__}
+    with if_disk_allows(folder / STARTS), open(folder / STARTS, "a") as file:
+        file.write(json.dumps(line) + "\n")
 
 
 class _Silent:

@@ -16,6 +16,7 @@ from opensora.datasets.reading import ClipError
 from opensora.datasets.samplers import BucketSampler
 from opensora.engine.run_settings import differences, listed_differences, run_settings
 from opensora.registry import DATASETS, build, fill_in
+from opensora.utils.files import if_disk_allows
 from opensora.utils.logging import get_logger
 
 
@@ -124,7 +125,8 @@ class TrainingData:
             raise ValueError(f"epoch {epoch} lies behind epoch {self.plan.epoch}, which has been planned.")
         self._check_plan()
         if self.plan_file is not None and parallel_state().is_main:
-            self.plan.save(self.plan_file)
+            with if_disk_allows(self.plan_file):
+                self.plan.save(self.plan_file)
         self.sampler.start_step = start_step
         reads = self.loader is not None
         batches = iter(self.loader if reads else ())

@@ -1,9 +1,14 @@
 """Files that appear whole or not at all, even if the process or the machine stops."""
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from opensora.utils.logging import get_logger
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
@@ -39,3 +44,14 @@ def flush_to_disk(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def if_disk_allows(path: Path) -> Iterator[None]:
+    """Warn when the disk is full, instead of failing: for a file that a run can do without."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        get_logger().warning("%s: not written (%s). Free space on that disk.", path, error.strerror)

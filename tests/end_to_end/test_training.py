@@ -46,6 +46,7 @@ def test_a_run_folder_holds_all_that_is_promised(one_process):
         "log.jsonl",
         "loss.png",
         "plan.npz",
+        "starts.jsonl",
     }
     plan = EpochPlan.load(one_process / "plan.npz")
     assert plan.hash == read_state(one_process).data["hash"] and plan.num_steps > 0
