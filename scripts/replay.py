@@ -6,8 +6,8 @@
 Steps count from 0: step 120 starts from checkpoint global_step120, and is in line 121 of the log. Without
 --rank all processes of the run are replayed, one after the other. Other options change the config, as for
 training. The loss has the bits of the run where there is a checkpoint of exactly this step (or for step 0 of
-fresh weights), and the step ran on the same kind of device. Writes report.json, tensors.safetensors (inputs of
-the network and random numbers) and clips.png into replays/ of the run folder.
+fresh weights), and the step ran on the same kind of device. Writes report.json, tensors.safetensors (inputs
+of the network and random numbers) and clips.png into replays/ of the run folder.
 """
 
 import argparse
