@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from opensora.acceleration.parallel import all_reduce_mean, broadcast_text, gather_texts, parallel_state
-from opensora.engine.checkpoint import list_checkpoints, read_state
+from opensora.engine.checkpoint import find_damage, list_checkpoints, read_state
 from opensora.engine.fault_report import describe, examine, write_report
 from opensora.utils.files import if_disk_allows
 from opensora.utils.logging import get_logger
@@ -85,7 +85,7 @@ class Recovery:
         bad, trainer = self.streak(), self.trainer
         trainer.settle()  # what is being written may be where the way leads
         text = f"gradients were not finite for {len(bad)} steps in a row, up to step {bad[-1]}"
-        path = broadcast_text(str(self._last_good(bad[0]) or ""))
+        path = broadcast_text(str(self._last_good(bad[0]) or "") if parallel_state().is_main else None)
         if not path:
             raise FloatingPointError(
                 f"{text}; there is no checkpoint from before to go back to. Lower the learning rate, and "
@@ -107,11 +107,12 @@ class Recovery:
         )
 
     def _last_good(self, step: int) -> Path | None:
-        """Return the newest checkpoint of at most so many steps whose last step made an update."""
+        """Return the newest intact checkpoint of at most so many steps whose last step made an update."""
         found = [*list_checkpoints(self.trainer.tracker.folder), *([self.origin] if self.origin else [])]
         states = {path: read_state(path) for path in found if path.exists()}
         good = [path for path, s in states.items() if s.step <= step and s.step - 1 not in s.skipped]
-        return max(good, key=lambda path: states[path].step, default=None)
+        newest_first = sorted(good, key=lambda path: -states[path].step)
+        return next((path for path in newest_first if not find_damage(path)), None)
 
     def _report(self, batches: Sequence[Mapping[str, Any]]) -> str:
         """Find out on which process something is not finite, write it down there, and return what to say."""
