@@ -20,6 +20,7 @@ dataset = dict(
     probe=False,  # read sizes and lengths from the files where the table lacks them; of a folder always
     cache="cache/tables",  # folder for columns of large tables and for probed sizes; None: in memory
     check_files=1000,  # files that are looked for before the run starts, some are opened; 0 trusts the table
+    quarantined=None,  # quarantine.jsonl of another run: its clips are not tried, from the epochs in it on
 )
 bucket_config = None  # {resolution: {frames: (probability, batch size)}}; None is one size for all
 batch_size = None  # clips per batch; None with bucket_config, which has its own

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset, get_worker_info
 from opensora.datasets.buckets import MIN_AREA, ClipIndex, hashed_bits
 from opensora.datasets.decoding import import_torchcodec
 from opensora.datasets.manifest import read_manifest
+from opensora.datasets.quarantine import read_quarantine
 from opensora.datasets.reading import ClipError, ReadOptions
 from opensora.datasets.transforms import TRANSFORMS, Cut, apply_cut, flip, plan_cut, temporal_indices
 from opensora.datasets.video_io import IMAGE_FPS, clip_fps, is_image, read_clip, read_image
@@ -54,6 +55,7 @@ class VideoDataset(Dataset):
         root: Folder that relative paths start at; None is where Python started.
         cache: Folder for what is kept of large tables and of probing; None keeps it in memory.
         check_files: Files that `check` looks for.
+        quarantined: A run's quarantine.jsonl: what it lists is not tried, from the epoch on that it says.
         seed: Seed of the run.
 
     Attributes:
@@ -89,6 +91,7 @@ class VideoDataset(Dataset):
         root: str | None = None,
         cache: str | None = "cache/tables",
         check_files: int = 1000,
+        quarantined: str | None = None,
         seed: int = 0,
     ) -> None:
         if data_path is None:
@@ -118,6 +121,8 @@ class VideoDataset(Dataset):
         self.seed = seed
         self.replacements: Callable[[ClipIndex], np.ndarray] | None = None
         self.unreadable: dict[int, str] = {}
+        lines = [] if quarantined is None else read_quarantine(quarantined)
+        self._quarantined = {line["row"]: (line["epoch"], line["reason"]) for line in lines}
         self.reading: Tensor | None = None
         self._images: np.ndarray | None = None
         if num_images < 0 or (num_images and not (self.sizes()[0] == 1).any()):
@@ -233,6 +238,8 @@ class VideoDataset(Dataset):
         """Read a row, and keep account of it for who waits."""
         if row in self.unreadable:
             raise ClipError(self.unreadable[row])
+        if row in self._quarantined and clip.epoch >= self._quarantined[row][0]:
+            raise ClipError(self._quarantined[row][1])
         worker = get_worker_info()
         if worker is None or self.reading is None:
             return self._read(clip, row)

@@ -17,7 +17,16 @@ _FREE = {
     *("num_workers", "prefetch_factor"),
     *(
         f"dataset.{key}"
-        for key in ("cache", "check_files", "data_path", "probe", "retries", "root", "timeout_s")
+        for key in (
+            "cache",
+            "check_files",
+            "data_path",
+            "probe",
+            "quarantined",
+            "retries",
+            "root",
+            "timeout_s",
+        )
     ),
     *(f"model.{key}" for key in LOADING_KEYS),  # the checkpoint has the weights
     *("scheduler.num_sampling_steps", "vae.micro_batch_size", "vae.micro_batch_size_2d"),

@@ -138,7 +138,8 @@ class Trainer:
         self._batch: Mapping[str, Any] | None = None  # that is computed
         self._saved: int | None = None  # step of the last checkpoint in this run's folder
         self._blocked = 0.0  # seconds that the last step was held up by saving
-        self._writer = CheckpointWriter(tracker.folder, settings.ckpt_keep, settings.ckpt_keep_every)
+        folder = Path() if tracker is None else tracker.folder  # who only tries steps saves none
+        self._writer = CheckpointWriter(folder, settings.ckpt_keep, settings.ckpt_keep_every)
 
     def fit(self) -> RunState:
         """Train to the end, or until SIGTERM or Ctrl-C asks to stop: then save and return.
