@@ -81,6 +81,7 @@ def infer(cfg: Mapping[str, Any]) -> list[Path]:
         ).device
         if not requests:
             return []
+        set_sequence_parallel(parts.model, cfg["sequence_parallel"])  # says if it cannot
         _check_files(cfg, parts, requests)
         state = parallel_state()
         own = requests[state.data_rank :: state.data_size]

@@ -52,8 +52,8 @@ def attention(
             f"{q.device.type}, {q.dtype}, mask={mask is not None}, {q.shape[-1]}. Use 'auto' to fall back "
             f"where needed."
         )
-    if not q.numel():  # a process of a sequence group may have nothing to do
-        return q.clone()
+    if not q.numel():  # nothing to do, but all processes of a sequence group need one graph
+        return q + (k.sum() + v.sum())
     if backend == "flash" or (backend == "auto" and fits and k.shape[2] > 128 and _flash() is not None):
         return _flash_attention(q, k, v, causal)
     if backend == "math":

@@ -95,7 +95,7 @@ def _gather(x: Tensor, order: Tensor) -> Tensor:
     if x.shape[0] == 1:
         return x[0].index_select(0, order)[None]
     rows = order + order.shape[0] * torch.arange(x.shape[0], device=x.device)[:, None]
-    return x.reshape(-1, x.shape[-1]).index_select(0, rows.flatten()).view(x.shape)
+    return x.flatten(0, 1).index_select(0, rows.flatten()).view(x.shape)
 
 
 class _ModulatedNorm(torch.autograd.Function):

@@ -40,6 +40,7 @@ CASES = {
     "spatial": ({"skip_temporal": True}, (4, 7, 6), "known reference"),
     "patches of two frames": ({"patch_size": (2, 2, 2)}, (9, 6, 10), "known"),
     "one token": ({}, (1, 2, 2), ""),
+    "one head": ({"num_heads": 1, "hidden_size": 28, **SHIFTED}, (3, 6, 10), "known"),
 }
 PLUGINS = ("ddp", "zero1-seq", "zero2-seq")
 RUNS = [(plugin, kind) for plugin in PLUGINS for kind in ("sgd", "adamw")]
