@@ -72,7 +72,7 @@ def test_outputs_and_gradients_are_those_of_one_process(groups, size):
 def test_training_is_that_of_one_process(groups, size):
     for process in groups(*size):
         runs = {name: values for name, values in process.items() if "/" in name}
-        assert len(runs) == (2 if size == (2, 2) else 6)
+        assert len(runs) == (2 if size == (2, 2) else 8)
         for name, (losses, weights, fallen) in runs.items():
             assert weights <= 1e-5 if name.endswith("sgd") else losses <= 1e-4, name
             assert fallen > 0.01  # it trains

@@ -42,7 +42,7 @@ CASES = {
     "one token": ({}, (1, 2, 2), ""),
     "one head": ({"num_heads": 1, "hidden_size": 28, **SHIFTED}, (3, 6, 10), "known"),
 }
-PLUGINS = ("ddp", "zero1-seq", "zero2-seq")
+PLUGINS = ("ddp", "fsdp2", "zero1-seq", "zero2-seq")
 RUNS = [(plugin, kind) for plugin in PLUGINS for kind in ("sgd", "adamw")]
 if sys.argv[4] == "few":
     RUNS = [("zero2-seq", "sgd"), ("ddp", "adamw")]
