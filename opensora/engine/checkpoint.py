@@ -15,6 +15,7 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -132,8 +133,8 @@ def find_damage(folder: Path, together: bool = False, stem: str | None = None) -
 
 def describe_file(path: Path) -> dict[str, Any]:
     """Return what the manifest says of a file."""
-    with path.open("rb") as file:
-        return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    now = path.stat()
+    return {"size": now.st_size, "sha256": _sha256(path, now.st_mtime_ns)}
 
 
 def read_state(path: str | Path) -> RunState:
@@ -188,6 +189,13 @@ def _difference(path: Path, size: int, sha256: str) -> str:
     if path.stat().st_size != size:
         return f"{path.name} has {path.stat().st_size:,} bytes, and {size:,} were written"
     return "" if describe_file(path)["sha256"] == sha256 else f"{path.name} has other bytes than were written"
+
+
+@lru_cache(maxsize=100)
+def _sha256(path: Path, changed_ns: int) -> str:
+    """Hash a file; one that has not changed since is not read again."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _stem(name: str) -> str:

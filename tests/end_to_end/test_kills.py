@@ -23,14 +23,20 @@ needs_colossalai = pytest.mark.skipif(
 def moment(draw: random.Random, processes: int = 1) -> dict:
     """Draw a moment in time: a step, and seconds after its beginning."""
     step, rank = draw.randrange(1, STEPS), draw.randrange(processes)
-    return {"point": None, "count": step, "delay": draw.uniform(0, SLOWEST_STEP_S), "rank": rank}
+    delay = draw.uniform(0, SLOWEST_STEP_S)
+    return {"point": None, "count": step, "delay": delay, "rank": rank, "damage": False}
 
 
 def point(draw: random.Random, name: str, processes: int = 1) -> dict:
     """Draw one of the times that a run comes to a point of the code, and the process that dies there."""
     times = {"during the deletion of an old one": 3}.get(name, 4 if name in NAMING else 8)
     rank = draw.randrange(processes) if name in WRITING else 0
-    return {"point": name, "count": draw.randint(1, times), "delay": 0.0, "rank": rank}
+    return {"point": name, "count": draw.randint(1, times), "delay": 0.0, "rank": rank, "damage": False}
+
+
+def damaged() -> dict:
+    """Kill a run with two checkpoints, and damage the newer one before the run goes on."""
+    return {"point": "with the new name", "count": 3, "delay": 0.0, "rank": 0, "damage": True}
 
 
 @pytest.fixture(scope="module")
@@ -50,14 +56,15 @@ def kill_and_compare(denoiser, tmp_path_factory):
         results = json.loads(done.stdout.splitlines()[-1])
         assert len(results) == len(kills)
         for kill, result in zip(kills, results, strict=True):
-            assert result["killed"] and not result["differs"], (kill, result)
+            assert result["killed"] and result["went_on"] and not result["differs"], (kill, result)
 
     return do
 
 
-def test_killed_at_three_random_moments(kill_and_compare):
+def test_killed_at_three_random_moments_and_once_damaged(kill_and_compare):
     draw = random.Random(0)
-    kill_and_compare([moment(draw), point(draw, "half a file"), point(draw, draw.choice(NAMING))])
+    kills = [moment(draw), point(draw, "half a file"), point(draw, draw.choice(NAMING)), damaged()]
+    kill_and_compare(kills)
 
 
 @pytest.mark.slow
@@ -73,4 +80,5 @@ def test_killed_at_many_moments(kill_and_compare):
 @pytest.mark.slow
 def test_two_processes_killed_at_many_moments(kill_and_compare):
     draw = random.Random(2)
-    kill_and_compare([point(draw, name, 2) for name in WRITING + NAMING] + [moment(draw, 2)], processes=2)
+    kills = [point(draw, name, 2) for name in WRITING + NAMING] + [moment(draw, 2), damaged()]
+    kill_and_compare(kills, processes=2)

@@ -193,6 +193,16 @@ def different(folder, other):
     return found + ([] if logs[0] == logs[1] else ["log"])
 
 
+def damage_newest(folder):
+    """Turn a bit of the newest checkpoint; return its step."""
+    newest = list_checkpoints(folder)[-1]
+    path = sorted(newest.glob("model_optimizer*.safetensors"))[-1]
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    return step_of(newest)
+
+
 def main(job):
     """Do a job: `command` with "{outputs}" in it, `processes`, `folder`, and `kills`; print what came out."""
     torch.set_num_threads(1)
@@ -207,10 +217,12 @@ def main(job):
         outputs, output = root / str(number), root / f"{number}.txt"
         killed = run(whole_command(outputs), job["processes"], kill, output)
         left = [step_of(path) for path in list_checkpoints(outputs / "run")]
+        if kill["damage"]:
+            left.remove(damage_newest(outputs / "run"))
         run(whole_command(outputs), job["processes"], None, output)
-        results.append(
-            {"killed": killed, "left": left, "differs": different(outputs / "run", root / "whole/run")}
-        )
+        went_on = not left or f"at step {left[-1]}," in output.read_text()
+        differs = different(outputs / "run", root / "whole/run")
+        results.append({"killed": killed, "left": left, "went_on": went_on, "differs": differs})
         shutil.rmtree(outputs)
     print(json.dumps(results))
 
