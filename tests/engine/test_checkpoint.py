@@ -2,6 +2,7 @@
 
 import errno
 import re
+import resource
 import shutil
 from pathlib import Path
 from threading import Event
@@ -261,6 +262,19 @@ def test_processes_write_their_shares(tmp_path):
 
 
 @pytest.mark.parametrize("fails", [0, 1])
+def resident_mib():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
+def test_only_what_is_used_is_read(tmp_path):
+    """A process cuts its piece of each tensor; with the whole ones, all processes would hold a checkpoint."""
+    save_checkpoint(tmp_path, RunState(1), {"model": {"w": torch.zeros(1000, 16000)}})  # 61 MiB
+    before = resident_mib()
+    piece = read_checkpoint(tmp_path)[1]["model"]["w"].reshape(-1)[4_000_000:5_000_000].clone()
+    assert len(piece) == 1_000_000 and resident_mib() - before < 30
+
+
 def test_one_process_that_cannot_write_fails_the_checkpoint_on_all(tmp_path, monkeypatch, fails):
     save_checkpoint(tmp_path, RunState(1), tensors())
     write = checkpoint_writer.save_safetensors

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+from threading import Event
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 from opensora.acceleration.engine import build_engine
+from opensora.engine import checkpoint_writer
 from opensora.engine.checkpoint import list_checkpoints, read_checkpoint, read_state
 from opensora.engine.log_window import LogWindow
 from opensora.engine.optimizer import LrSchedule, build_optimizer
@@ -199,6 +201,22 @@ def test_epochs_end_a_run_too(tmp_path):
     assert state.epoch == 2
     paths = list_checkpoints(tmp_path)
     assert len({read_state(path).step for path in paths}) == len(paths) == state.step  # none twice
+
+
+def test_a_checkpoint_is_of_the_step_in_which_it_began(whole, tmp_path, monkeypatch):
+    """The weights are updated in place while it is written."""
+    go, write = Event(), checkpoint_writer.save_safetensors
+    monkeypatch.setattr(checkpoint_writer, "save_safetensors", lambda *a: go.wait(60) and write(*a))
+    trainer = trainer_of(tmp_path)
+    steps = iter(trainer.data.batches(0, 0))
+    trainer.train_step(next(steps))
+    trainer.save()
+    assert trainer.train_step(next(steps))["seconds_save"] > 0
+    go.set()
+    assert not trainer.settle()
+    wanted = read_checkpoint(list_checkpoints(whole.folder)[0])[1]
+    for stem, part in read_checkpoint(tmp_path)[1].items():
+        assert all(torch.equal(value, wanted[stem][key]) for key, value in part.items()), stem
 
 
 def test_a_finished_run_does_nothing(whole, tmp_path):
