@@ -14,9 +14,13 @@ vae = dict(
     micro_batch_size_2d=4,  # frames at once in 2D layers; None is all
     micro_frame_size=17,  # frames per chunk in time; None is one piece
     temporal_overlap=True,  # neighbouring chunks share one frame
+    spatial_tile=None,  # height and width of a tile in latent cells (less memory, blended); None is no tiles
+    spatial_overlap=8,  # cells that neighbouring tiles share at least
     tile_size=None,  # length of a tile of convolutions (same result, less memory); None is no tiles
     tile_axis=None,  # axis of the tiles: 2 time, 3 height, 4 width, None the longest
     num_tiles=None,  # number of tiles instead of tile_size
+    norm="clip",  # "clip" (as published), "frame" or "pixel" (no norm sees another frame, or another place)
+    attention="raster",  # "raster" (as published), "frame" (inside each frame) or "none"
     initial_logvar=0.0,  # added to the posterior's log variance of a new model; -5 is nearly deterministic
     # Mean and deviation of each latent channel: statistics of the published weights. None for others.
     latent_mean=[

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from opensora.layers.checks import check_count
 from opensora.layers.slabs import in_slabs, slab_conv, slab_downsample, slab_upsample
+from opensora.layers.streaming import past_frames
 
 Pads = Sequence[tuple[int, int]]  # zeros before and after, for T, H and W
 _NO_PADS = ((0, 0), (0, 0), (0, 0))
@@ -116,7 +117,8 @@ class BareCausalConv3d(nn.Conv3d):
         kernel_size: One odd size, or one for each of T, H and W.
         stride: One step, or one for each of T, H and W.
         bias: Whether there is a bias.
-        front: Zero frames before the first; None is the kernel's length less one.
+        front: Frames before the first; None is the kernel's length less one.
+        repeat_first: Whether these are copies of the first frame; else they are 0.
     """
 
     def __init__(
@@ -127,22 +129,32 @@ class BareCausalConv3d(nn.Conv3d):
         stride: int | tuple[int, int, int] = 1,
         bias: bool = True,
         front: int | None = None,
+        repeat_first: bool = False,
     ) -> None:
         super().__init__(in_channels, out_channels, kernel_size, stride, bias=bias)
         time, height, width = self.kernel_size
         front = time - 1 if front is None else front
         self.pads = ((front, 0), (height // 2, height // 2), (width // 2, width // 2))
+        self.repeat_first = repeat_first
         self.tiling: tuple[int | None, int | None, int | None] = (None, None, None)
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve. Shape [B, C, T, H, W] to [B, C', T', H', W']."""
         if in_slabs(x) and x.shape[2] + self.pads[0][0] >= self.kernel_size[0]:
             return slab_conv(x, self)
-        weight, pads = self.weight, self.pads
-        if x.shape[2] == 1 and pads[0][0] == self.kernel_size[0] - 1:
+        past, zeros = self.past(x)
+        weight, pads = self.weight, ((zeros, 0), *self.pads[1:])
+        if past is None and x.shape[2] == 1 and zeros == self.kernel_size[0] - 1:
             # An image meets only the last tap in time: a third of the work.
             weight, pads = weight[:, :, -1:], ((0, 0), *pads[1:])
+        elif past is not None:
+            x = torch.cat((past, x), dim=2)
         return tiled_conv3d(x, weight, self.bias, self.stride, pads, *self.tiling)
+
+    def past(self, x: Tensor) -> tuple[Tensor | None, int]:
+        """Return the frames before those of `x`, and how many zero frames stand before them."""
+        keep = max(0, self.kernel_size[0] - self.stride[0])
+        return past_frames(self, x, self.pads[0][0], keep, self.repeat_first)
 
 
 class CausalConv3d(nn.Module):
@@ -156,9 +168,12 @@ class CausalConv3d(nn.Module):
         stride: int | tuple[int, int, int] = 1,
         bias: bool = True,
         front: int | None = None,
+        repeat_first: bool = False,
     ) -> None:
         super().__init__()
-        self.conv = BareCausalConv3d(in_channels, out_channels, kernel_size, stride, bias, front)
+        self.conv = BareCausalConv3d(
+            in_channels, out_channels, kernel_size, stride, bias, front, repeat_first
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve. Shape [B, C, T, H, W] to [B, C', T', H', W']."""

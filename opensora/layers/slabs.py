@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from opensora.layers.frame_convolution import TILE, FrameConvolution, TimeFilter
+from opensora.layers.norms import FrameNorm, PixelNorm
+from opensora.layers.streaming import past_frames
 
 _SLAB_BYTES = 2 << 20  # of the frames of one slab, unless four of them are more
 # Which of three taps make up each of two, at even places (values 2i - 1, 2i and 2i + 1) and at odd ones.
@@ -31,7 +33,7 @@ def in_slabs(x: Tensor) -> bool:
 def slab_conv(
     x: Tensor,
     conv: nn.Conv3d,
-    norm: nn.GroupNorm | None = None,
+    norm: nn.Module | None = None,
     shortcut: tuple[Tensor, nn.Conv3d | None] | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
@@ -40,7 +42,7 @@ def slab_conv(
     Args:
         x: Shape [B, C, T, H, W].
         conv: A `BareCausalConv3d`.
-        norm: The input is `silu(norm(x))`; None: it is `x`.
+        norm: The input is `silu(norm(x))`, one of `layers.norms`; None: it is `x`.
         shortcut: A video of the output's size that is added, through a convolution of size 1 if there is one.
         out: Takes the result; may be `x` if `norm` is given and the sizes are equal.
 
@@ -48,22 +50,27 @@ def slab_conv(
         In channels-last memory. Shape [B, C', T', H', W'].
     """
     x = _channels_last(x)
+    past, zeros = conv.past(x)
+    front = zeros + (0 if past is None else past.shape[2])
     sizes = [
         (size + before + after - kernel) // stride + 1
         for size, (before, after), kernel, stride in zip(
-            x.shape[2:], conv.pads, conv.kernel_size, conv.stride, strict=True
+            x.shape[2:], ((front, 0), *conv.pads[1:]), conv.kernel_size, conv.stride, strict=True
         )
     ]
-    if out is None:
+    if out is None or out.shape[2] != sizes[0]:
         out = _empty(x, conv.out_channels, *sizes)
-    step, kernel, front = conv.stride[0], conv.kernel_size[0], conv.pads[0][0]
+    step, kernel = conv.stride[0], conv.kernel_size[0]
     apply, edges = _plan(conv, x, sizes[0])
-    for video, target, *rest in zip(x, out, *([shortcut[0]] if shortcut else []), strict=True):
-        frames = _Frames(_frames(video), norm)
+    before = [None] * len(x) if past is None else _channels_last(past)
+    for video, target, earlier, *rest in zip(
+        x, out, before, *([shortcut[0]] if shortcut else []), strict=True
+    ):
+        frames = _Frames(_frames(video), norm, None if earlier is None else _frames(earlier))
         to = _frames(target)
         for first, last in edges:
-            start = first * step - front
-            given = frames.take(max(start, 0), (last - 1) * step + kernel - front)
+            start = first * step - zeros
+            given = frames.take(max(start, 0), (last - 1) * step + kernel - zeros)
             apply(given, max(-start, 0), to[first:last])
             if shortcut:
                 _add(to[first:last], _frames(rest[0])[first:last], shortcut[1])
@@ -118,10 +125,14 @@ def slab_upsample(x: Tensor, conv: nn.Conv2d | nn.Conv3d) -> Tensor:
     outer = FrameConvolution(kernels[:, :, ::2], bias, (1, 1, 1), (0, 0))
     inner = FrameConvolution(kernels[:, :, 1:2], None, (1, 1, 1), (0, 0)) if times == 2 else None
     count = max(4, _slab_length(x) // 4)
-    for video, target in zip(x, out, strict=True):
+    past = past_frames(conv, x, 1, 1)[0] if times == 2 else None
+    before = [None] * len(x) if past is None else past
+    for video, target, earlier in zip(x, out, before, strict=True):
         frames = _frames(video)
         to = _frames(target).view(length, times, height, 2, width, 2, conv.out_channels)
         padded = x.new_zeros(count + 1, height + 2, width + 2, x.shape[1])
+        if earlier is not None:
+            padded[0, 1:-1, 1:-1] = _frames(earlier)[-1]
         for first in range(0, length, count):
             last = min(first + count, length)
             if first:
@@ -136,7 +147,7 @@ def slab_upsample(x: Tensor, conv: nn.Conv2d | nn.Conv3d) -> Tensor:
     return out
 
 
-def slab_refine(h: Tensor, norm: nn.GroupNorm, x: Tensor) -> Tensor:
+def slab_refine(h: Tensor, norm: nn.Module, x: Tensor) -> Tensor:
     """Replace `h` by `silu(norm(h) + u) + u`, where `u` repeats the values of `x` twice along T, H and W.
 
     Args:
@@ -146,12 +157,12 @@ def slab_refine(h: Tensor, norm: nn.GroupNorm, x: Tensor) -> Tensor:
     """
     for video, source in zip(h, _channels_last(x), strict=True):
         frames, given = _frames(video), _frames(source)
-        scale, shift = _affine(frames, norm)
+        affine = _affine(frames, norm)
         count = max(1, _slab_length(h) // 2)
         for first in range(0, len(given), count):
             u = given[first : first + count, None, :, None, :, None]
             slab = frames[2 * first : 2 * (first + count)]
-            value = torch.addcmul(shift, _precise(slab), scale)
+            value = _normed(slab, norm, affine)
             blocks = value.view(len(u), 2, u.shape[2], 2, u.shape[4], 2, -1)
             blocks.add_(u)
             F.silu(blocks, inplace=True).add_(u)
@@ -215,30 +226,47 @@ def _plan(
 class _Frames:
     """Frames of one video after the norm and SiLU, made as they are asked for. Shape [T, H, W, C].
 
-    Those that are asked for again are kept, so the video may be overwritten behind them.
+    Those that are asked for again are kept, so the video may be overwritten behind them. Numbers of frames
+    begin at the earlier ones, which do not enter the statistics.
     """
 
-    def __init__(self, frames: Tensor, norm: nn.GroupNorm | None) -> None:
-        self.source = frames
+    def __init__(self, frames: Tensor, norm: nn.Module | None, earlier: Tensor | None = None) -> None:
+        self.source, self.norm = frames, norm
+        self.earlier = frames[:0] if earlier is None else earlier
         self.affine = None if norm is None else _affine(frames, norm)
         self.last = self.spare = frames[:0]
         self.stop = 0
 
     def take(self, start: int, stop: int) -> Tensor:
-        if self.affine is None:
-            return self.source[start:stop]
+        if self.norm is None:
+            parts = self._parts(start, stop)
+            return parts[0] if len(parts) == 1 else torch.cat(parts)
         frames = self.spare
         if len(frames) != stop - start:
             frames = self.source.new_empty(stop - start, *self.source.shape[1:])
         kept = max(0, self.stop - start)
         frames[:kept] = self.last[len(self.last) - kept :]
-        _normalise(self.source[start + kept : stop], *self.affine, frames[kept:])
+        for part in self._parts(start + kept, stop):
+            _normalise(part, self.norm, self.affine, frames[kept : kept + len(part)])
+            kept += len(part)
         self.last, self.spare, self.stop = frames, self.last, stop
         return frames
 
+    def _parts(self, start: int, stop: int) -> list[Tensor]:
+        count = len(self.earlier)
+        if start >= count:
+            return [self.source[start - count : stop - count]]
+        parts = [self.earlier[start:stop], self.source[: max(stop - count, 0)]]
+        return [part for part in parts if len(part)]
 
-def _affine(frames: Tensor, norm: nn.GroupNorm) -> tuple[Tensor, Tensor]:
-    """Return scale and shift of every channel, so that `frames * scale + shift` is the norm of the video."""
+
+def _affine(frames: Tensor, norm: nn.Module) -> tuple[Tensor, Tensor] | None:
+    """Return scale and shift of every channel, so that `frames * scale + shift` is the norm of the video.
+
+    None for a norm that sees no more than a frame.
+    """
+    if isinstance(norm, FrameNorm | PixelNorm):
+        return None
     means, squares, count = 0.0, 0.0, 0
     for slab in frames.split(_slab_length(_video(frames))):
         mean, variance = torch.batch_norm_update_stats(_video(_precise(slab)), None, None, 0.0)
@@ -253,11 +281,27 @@ def _affine(frames: Tensor, norm: nn.GroupNorm) -> tuple[Tensor, Tensor]:
     return scale.to(dtype), shift.to(dtype)
 
 
-def _normalise(frames: Tensor, scale: Tensor, shift: Tensor, out: Tensor) -> None:
-    if frames.dtype == scale.dtype:
-        F.silu(torch.addcmul(shift, frames, scale, out=out), inplace=True)
+def _normalise(frames: Tensor, norm: nn.Module, affine: tuple[Tensor, Tensor] | None, out: Tensor) -> None:
+    if affine is not None and frames.dtype == affine[0].dtype:
+        F.silu(torch.addcmul(affine[1], frames, affine[0], out=out), inplace=True)
     else:
-        out.copy_(F.silu(torch.addcmul(shift, _precise(frames), scale), inplace=True))
+        out.copy_(F.silu(_normed(frames, norm, affine), inplace=True))
+
+
+def _normed(frames: Tensor, norm: nn.Module, affine: tuple[Tensor, Tensor] | None) -> Tensor:
+    """Return the norm of frames [T, H, W, C] of a video, in float32 or wider."""
+    x = _precise(frames)
+    if affine is not None:
+        return torch.addcmul(affine[1], x, affine[0])
+    weight, bias = norm.weight.to(x.dtype), norm.bias.to(x.dtype)
+    if isinstance(norm, PixelNorm):
+        return F.layer_norm(x, weight.shape, weight, bias, norm.eps)
+    groups = x.unflatten(-1, (norm.num_groups, -1))
+    variance, mean = torch.var_mean(groups, dim=(1, 2, 4), correction=0)  # [T, groups]
+    each = norm.num_channels // norm.num_groups
+    scale = (variance + norm.eps).rsqrt().repeat_interleave(each, 1) * weight
+    shift = bias - mean.repeat_interleave(each, 1) * scale
+    return torch.addcmul(shift[:, None, None], x, scale[:, None, None])
 
 
 def _precise(x: Tensor) -> Tensor:

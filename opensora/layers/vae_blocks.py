@@ -5,7 +5,8 @@ Module names are those of the published Open-Sora 1.3 weights.
 Source: Rombach et al. 2022 (latent diffusion) for the layout of blocks; Open-Sora 1.3 for its causal 3D form.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain
 
 import torch
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
+from opensora.layers.attention import attention
 from opensora.layers.causal_conv3d import (
     BareCausalConv3d,
     CausalConv3d,
@@ -21,10 +23,44 @@ from opensora.layers.causal_conv3d import (
     Upsample2D,
 )
 from opensora.layers.interfaces import Posterior
+from opensora.layers.norms import make_norm
 from opensora.layers.slabs import in_slabs, slab_conv, slab_refine, slab_upsample
+from opensora.layers.streaming import is_first
 from opensora.utils.random import Draws, ReplayDraws
 
-_GROUPS = 32
+ATTENTIONS = ("raster", "frame", "none")
+
+
+@dataclass(frozen=True)
+class Style:
+    """How the layers of an autoencoder treat time.
+
+    Args:
+        norm: "clip", "frame" or "pixel", see `layers.norms`.
+        attention: "raster": a token sees those before it in time, rows and columns; "frame": all of its
+            frame; "none": there is no attention.
+        repeat_first: Whether copies of the first frame stand before a video, not zeros.
+
+    Raises:
+        ValueError: The attention is unknown.
+    """
+
+    norm: str = "clip"
+    attention: str = "raster"
+    repeat_first: bool = False
+
+    def __post_init__(self) -> None:
+        if self.attention not in ATTENTIONS:
+            raise ValueError(f"attention={self.attention!r}: use one of {', '.join(ATTENTIONS)}.")
+
+    @property
+    def streams(self) -> bool:
+        """Whether no layer sees later frames, and none needs all of the past."""
+        return self.norm != "clip" and self.attention != "raster"
+
+    def conv(self, in_channels: int, out_channels: int, kernel_size: int = 3) -> CausalConv3d:
+        """Return a causal convolution."""
+        return CausalConv3d(in_channels, out_channels, kernel_size, repeat_first=self.repeat_first)
 
 
 def silu(x: Tensor) -> Tensor:
@@ -37,16 +73,16 @@ def add(own: Tensor, other: Tensor) -> Tensor:
     return own + other if torch.is_grad_enabled() else own.add_(other)
 
 
-def norm_conv(x: Tensor, norm: nn.GroupNorm, conv: BareCausalConv3d) -> Tensor:
+def norm_conv(x: Tensor, norm: nn.Module, conv: BareCausalConv3d) -> Tensor:
     """Return `conv(silu(norm(x)))`."""
     return slab_conv(x, conv, norm) if in_slabs(x) else conv(silu(norm(x)))
 
 
 def residual(
     x: Tensor,
-    norm1: nn.GroupNorm,
+    norm1: nn.Module,
     conv1: CausalConv3d,
-    norm2: nn.GroupNorm,
+    norm2: nn.Module,
     conv2: CausalConv3d,
     shortcut: CausalConv3d | None,
 ) -> Tensor:
@@ -72,17 +108,16 @@ class ResBlock(nn.Module):
     Args:
         in_channels: Channels of the input, a multiple of 32.
         out_channels: Channels of the output, a multiple of 32.
+        style: How layers treat time.
     """
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, style: Style = Style()) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(_GROUPS, in_channels, eps=1e-6)
-        self.conv1 = CausalConv3d(in_channels, out_channels)
-        self.norm2 = nn.GroupNorm(_GROUPS, out_channels, eps=1e-6)
-        self.conv2 = CausalConv3d(out_channels, out_channels)
-        self.nin_shortcut = (
-            CausalConv3d(in_channels, out_channels, 1) if in_channels != out_channels else None
-        )
+        self.norm1 = make_norm(style.norm, in_channels)
+        self.conv1 = style.conv(in_channels, out_channels)
+        self.norm2 = make_norm(style.norm, out_channels)
+        self.conv2 = style.conv(out_channels, out_channels)
+        self.nin_shortcut = style.conv(in_channels, out_channels, 1) if in_channels != out_channels else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Shape [B, C, T, H, W] to [B, C', T, H, W]."""
@@ -90,18 +125,20 @@ class ResBlock(nn.Module):
 
 
 class CausalAttention(nn.Module):
-    """Self attention with one head over all tokens; each sees those before it in raster order.
+    """Self attention with one head; a token sees those before it in raster order, or those of its frame.
 
-    The order is time, rows, columns, so inside a frame a pixel does not see those below it: published weights
-    need that.
+    Raster order is time, rows, columns, so inside a frame a pixel does not see those below it: published
+    weights need that.
 
     Args:
         channels: Channels of input and output, and size of the head.
+        style: How layers treat time.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, style: Style = Style()) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(_GROUPS, channels, eps=1e-6)
+        self.in_frames = style.attention == "frame"
+        self.norm = make_norm(style.norm, channels)
         self.q = CausalConv3d(channels, channels, 1)
         self.k = CausalConv3d(channels, channels, 1)
         self.v = CausalConv3d(channels, channels, 1)
@@ -110,13 +147,14 @@ class CausalAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Shape [B, C, T, H, W]."""
         h = self.norm(x)
+        pattern = "(B T) 1 (H W) C" if self.in_frames else "B 1 (T H W) C"
         # Kernels that do without the N x N scores want the channels side by side.
         q, k, v = (
-            rearrange(project(h), "B C T H W -> B 1 (T H W) C").contiguous()
+            rearrange(project(h), f"B C T H W -> {pattern}").contiguous()
             for project in (self.q, self.k, self.v)
         )
-        h = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        h = rearrange(h, "B 1 (T H W) C -> B C T H W", T=x.shape[2], H=x.shape[3])
+        h = attention(q, k, v, causal=not self.in_frames, backend="sdpa")
+        h = rearrange(h, f"{pattern} -> B C T H W", T=x.shape[2], H=x.shape[3])
         return add(self.proj_out(h), x)
 
 
@@ -125,14 +163,15 @@ class PostNormBlock(nn.Module):
 
     Args:
         channels: Channels of input and output, a multiple of 32.
+        norm: Kind of the norms.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, norm: str = "clip") -> None:
         super().__init__()
         self.conv1 = CausalConv3d(channels, channels)
-        self.norm1 = nn.GroupNorm(_GROUPS, channels, eps=1e-5)
+        self.norm1 = make_norm(norm, channels, 1e-5)
         self.conv2 = CausalConv3d(channels, channels)
-        self.norm2 = nn.GroupNorm(_GROUPS, channels, eps=1e-5)
+        self.norm2 = make_norm(norm, channels, 1e-5)
 
     def forward(self, x: Tensor) -> Tensor:
         """Shape [B, C, T, H, W]."""
@@ -145,11 +184,12 @@ class Upsample3D(nn.Module):
 
     Args:
         channels: Channels of input and output, a multiple of 32.
+        norm: Kind of the norms.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, norm: str = "clip") -> None:
         super().__init__()
-        self.conv3d = PostNormBlock(channels)
+        self.conv3d = PostNormBlock(channels, norm)
 
     def forward(self, x: Tensor) -> Tensor:
         """Shape [B, C, T, H, W] to [B, C, 2T, 2H, 2W]."""
@@ -163,67 +203,64 @@ class Upsample3D(nn.Module):
 
 
 class _Level(nn.Module):
-    """Blocks of one resolution, then a change of resolution named `name`."""
+    """Blocks of one resolution, then changes of resolution by name."""
 
-    def __init__(self, blocks: Sequence[nn.Module], name: str, resample: nn.Module | None) -> None:
+    def __init__(self, blocks: Sequence[nn.Module], resamples: Mapping[str, nn.Module]) -> None:
         super().__init__()
         self.block = nn.ModuleList(blocks)
-        self.resample = [] if resample is None else [name]
-        if resample is not None:
-            self.add_module(name, resample)
+        self.resamples = list(resamples)
+        for name, module in resamples.items():
+            self.add_module(name, module)
 
     def layers(self) -> list[nn.Module]:
         # The network runs layers, not levels, so that a level's input is not kept until its end.
-        return [*self.block, *(self.get_submodule(name) for name in self.resample)]
+        return [*self.block, *(self.get_submodule(name) for name in self.resamples)]
 
 
 class _Middle(nn.Module):
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, style: Style) -> None:
         super().__init__()
-        self.block_1 = ResBlock(channels, channels)
-        self.attn_1 = CausalAttention(channels)
-        self.block_2 = ResBlock(channels, channels)
+        self.block_1 = ResBlock(channels, channels, style)
+        self.attn_1 = nn.Identity() if style.attention == "none" else CausalAttention(channels, style)
+        self.block_2 = ResBlock(channels, channels, style)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.block_2(self.attn_1(self.block_1(x)))
 
 
-class VideoEncoder(nn.Module):
-    """From pixels to the moments of the latents.
+def _res_blocks(width: int, to: int, count: int, style: Style) -> list[nn.Module]:
+    widths = [width] + [to] * count
+    return [ResBlock(a, b, style) for a, b in zip(widths[:-1], widths[1:], strict=True)]
 
-    Every level but the last halves height and width, those in `temporal_down` time as well.
+
+class Encoder(nn.Module):
+    """From pixels to the moments of the latents, level by level.
 
     Args:
         out_channels: Channels of the output, mean and logarithm of the variance together.
-        channels: Width of level 0.
-        channel_multipliers: Width of each level in `channels`.
+        widths: Channels of each level.
         num_res_blocks: Residual blocks per level.
-        temporal_down: Levels that halve time.
+        resamples: For each level the layers behind its blocks, by name.
+        style: How layers treat time.
     """
 
     def __init__(
         self,
         out_channels: int,
-        channels: int,
-        channel_multipliers: Sequence[int],
+        widths: Sequence[int],
         num_res_blocks: int,
-        temporal_down: Sequence[int],
+        resamples: Sequence[Mapping[str, nn.Module]],
+        style: Style,
     ) -> None:
         super().__init__()
-        self.conv_in = CausalConv3d(3, channels)
-        self.down = nn.ModuleList()
-        width, last = channels, len(channel_multipliers) - 1
-        for i, multiplier in enumerate(channel_multipliers):
-            widths = [width] + [channels * multiplier] * num_res_blocks
-            blocks = [ResBlock(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True)]
-            width = widths[-1]
-            resample = (
-                None if i == last else Downsample3D(width) if i in temporal_down else Downsample2D(width)
-            )
-            self.down.append(_Level(blocks, "downsample", resample))
-        self.mid = _Middle(width)
-        self.norm_out = nn.GroupNorm(_GROUPS, width, eps=1e-6)
-        self.conv_out = CausalConv3d(width, out_channels)
+        self.conv_in = style.conv(3, widths[0])
+        self.down = nn.ModuleList(
+            _Level(_res_blocks(width, to, num_res_blocks, style), layers)
+            for width, to, layers in zip([widths[0], *widths[:-1]], widths, resamples, strict=True)
+        )
+        self.mid = _Middle(widths[-1], style)
+        self.norm_out = make_norm(style.norm, widths[-1])
+        self.conv_out = style.conv(widths[-1], out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """Shape [B, 3, T, H, W] to [B, 2Z, T', H', W']."""
@@ -233,11 +270,81 @@ class VideoEncoder(nn.Module):
         return norm_conv(self.mid(x), self.norm_out, self.conv_out.conv).contiguous()
 
 
-class VideoDecoder(nn.Module):
-    """From latents to pixels.
+class Decoder(nn.Module):
+    """From latents to pixels, level by level from the last to the first.
 
-    Every level but level 0 doubles height and width, those in `temporal_up` time as well. The frames before
-    the first one are dropped: t latent frames give s(t - 1) + 1 frames, with s the stride in time.
+    Args:
+        in_channels: Channels of the latents.
+        widths: Channels of each level.
+        num_res_blocks: Residual blocks per level, of which the decoder has one more.
+        resamples: For each level the layers behind its blocks, by name.
+        surplus: Frames that are dropped at the beginning of a video.
+        style: How layers treat time.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        widths: Sequence[int],
+        num_res_blocks: int,
+        resamples: Sequence[Mapping[str, nn.Module]],
+        surplus: int,
+        style: Style,
+    ) -> None:
+        super().__init__()
+        self.conv_in = style.conv(in_channels, widths[-1])
+        self.mid = _Middle(widths[-1], style)
+        self.up = nn.ModuleList(
+            _Level(_res_blocks(width, to, num_res_blocks + 1, style), layers)
+            for width, to, layers in zip([*widths[1:], widths[-1]], widths, resamples, strict=True)
+        )
+        self.norm_out = make_norm(style.norm, widths[0])
+        self.conv_out = BareCausalConv3d(widths[0], 3, repeat_first=style.repeat_first)
+        self.surplus = surplus
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Shape [B, Z, T', H', W'] to [B, 3, T, H, W]."""
+        x = self.mid(self.conv_in(z))
+        for layer in chain.from_iterable(level.layers() for level in reversed(self.up)):
+            x = layer(x)
+        x = norm_conv(x, self.norm_out, self.conv_out)
+        return x[:, :, self.surplus if is_first(self) else 0 :].contiguous()
+
+
+class VideoEncoder(Encoder):
+    """The encoder of 1.3. Every level but the last halves height and width, some time as well.
+
+    Args:
+        out_channels: Channels of the output, mean and logarithm of the variance together.
+        channels: Width of level 0.
+        channel_multipliers: Width of each level in `channels`.
+        num_res_blocks: Residual blocks per level.
+        temporal_down: Levels that halve time.
+        style: How layers treat time.
+    """
+
+    def __init__(
+        self,
+        out_channels: int,
+        channels: int,
+        channel_multipliers: Sequence[int],
+        num_res_blocks: int,
+        temporal_down: Sequence[int],
+        style: Style = Style(),
+    ) -> None:
+        widths = [channels * multiplier for multiplier in channel_multipliers]
+        resamples = [
+            {"downsample": Downsample3D(width) if i in temporal_down else Downsample2D(width)}
+            for i, width in enumerate(widths[:-1])
+        ]
+        super().__init__(out_channels, widths, num_res_blocks, [*resamples, {}], style)
+
+
+class VideoDecoder(Decoder):
+    """The decoder of 1.3. Every level but level 0 doubles height and width, some time as well.
+
+    The frames before the first one are dropped: t latent frames give s(t - 1) + 1 frames, with s the stride
+    in time.
 
     Args:
         in_channels: Channels of the latents.
@@ -245,6 +352,7 @@ class VideoDecoder(nn.Module):
         channel_multipliers: Width of each level in `channels`.
         num_res_blocks: Residual blocks per level, of which the decoder has one more.
         temporal_up: Levels that double time.
+        style: How layers treat time.
     """
 
     def __init__(
@@ -254,26 +362,12 @@ class VideoDecoder(nn.Module):
         channel_multipliers: Sequence[int],
         num_res_blocks: int,
         temporal_up: Sequence[int],
+        style: Style = Style(),
     ) -> None:
-        super().__init__()
-        width = channels * channel_multipliers[-1]
-        self.conv_in = CausalConv3d(in_channels, width)
-        self.mid = _Middle(width)
-        levels: list[nn.Module] = []
-        for i, multiplier in reversed(list(enumerate(channel_multipliers))):
-            widths = [width] + [channels * multiplier] * (num_res_blocks + 1)
-            blocks = [ResBlock(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True)]
-            width = widths[-1]
-            resample = None if i == 0 else Upsample3D(width) if i in temporal_up else Upsample2D(width)
-            levels.insert(0, _Level(blocks, "upsample", resample))
-        self.up = nn.ModuleList(levels)
-        self.norm_out = nn.GroupNorm(_GROUPS, width, eps=1e-6)
-        self.conv_out = BareCausalConv3d(width, 3)
-        self.surplus = 2 ** len(temporal_up) - 1
-
-    def forward(self, z: Tensor) -> Tensor:
-        """Shape [B, Z, T', H', W'] to [B, 3, T, H, W]."""
-        x = self.mid(self.conv_in(z))
-        for layer in chain.from_iterable(level.layers() for level in reversed(self.up)):
-            x = layer(x)
-        return norm_conv(x, self.norm_out, self.conv_out)[:, :, self.surplus :].contiguous()
+        widths = [channels * multiplier for multiplier in channel_multipliers]
+        resamples = [
+            {"upsample": Upsample3D(width, style.norm) if i in temporal_up else Upsample2D(width)}
+            for i, width in enumerate(widths)
+        ]
+        surplus = 2 ** len(temporal_up) - 1
+        super().__init__(in_channels, widths, num_res_blocks, [{}, *resamples[1:]], surplus, style)

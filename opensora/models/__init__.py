@@ -16,7 +16,9 @@ arguments yields it in parts that follow each other in time, so that memory need
 `posterior(video) -> Posterior` and `normalize(z)`, `denormalize(z)`. `latent_shape(num_frames, height, width)
 -> (T, H, W)`, true for every size that `encode` accepts. `legal_length(num_frames)`: the largest length not
 above it that `decode` gives back. `forward(video, draws) -> Reconstruction`. Attributes `latent_channels`,
-`stride` (frames, rows, columns).
+`stride` (frames, rows, columns), `last_layer`, the weight that makes the output. One that is causal as a
+whole has `streams = True`; then `encode_stream` and `decode_stream` also take a video that comes in parts.
+One with a codebook has no `posterior`; its codebook's `after_step(skipped)` follows each training step.
 
 **Text encoder.** `encode(list[str]) -> features [B,L,F], mask [B,L]`; attributes `width` (F), `max_length`;
 `release()` frees the weights, the next `encode` loads them again.

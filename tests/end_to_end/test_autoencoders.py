@@ -23,6 +23,8 @@ TINY = {
         "--vae.latent_channels",
         4,
     ],
+    "CausalVideoVAE": ["--vae.channels", 32, "--vae.channel_multipliers", "(1, 1, 1, 1)"],
+    "VQVAE": ["--vae.channels", 16, "--vae.latent_channels", 8, "--vae.num_codes", 16],
     "StackedVAE": ["--vae.spatial.block_out_channels", "(32, 32, 32, 32)", "--vae.temporal.channels", 32]
     + ["--vae.temporal.channel_multipliers", "(1, 1, 1, 1)", "--vae.temporal.num_res_blocks", 1],
 }
@@ -52,7 +54,8 @@ def command(config: Path, table: Path, outputs: Path, *options: object) -> list[
     return [str(ROOT / "scripts/train_vae.py"), str(config), *map(str, (*words, *options))]
 
 
-BASES = {"video_vae": "VideoVAE", "stacked_vae": "StackedVAE"}
+BASES = {"video_vae": "VideoVAE", "stacked_vae": "StackedVAE", "causal_video_vae": "CausalVideoVAE"}
+BASES |= {"vqvae": "VQVAE"}
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: f"{path.parent.parent.name}/{path.stem}")

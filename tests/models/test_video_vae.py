@@ -1,5 +1,6 @@
 """VideoVAE: sizes, chunks, statistics, and the numbers of the published network under made-up weights."""
 
+import dataclasses
 import json
 import math
 from importlib.resources import files
@@ -227,7 +228,7 @@ def test_decoded_chunks_share_the_mean_of_a_frame() -> None:
     first, second = (a[:, :, -1:] + b[:, :, :1]) / 2, (b[:, :, -1:] + c) / 2
     expected = torch.cat([a[:, :, :-1], first, b[:, :, 1:-1], second], dim=2)
     torch.testing.assert_close(vae.decode(z), expected)
-    vae.temporal_overlap = False
+    vae.pieces = dataclasses.replace(vae.pieces, overlap=False)
     torch.testing.assert_close(vae.decode(z), torch.cat([a, b, c], dim=2))
 
 
@@ -243,7 +244,7 @@ def test_a_stream_holds_back_one_frame_of_each_chunk() -> None:
         stream = list(vae.decode_stream(z, asked))
         assert [part.shape[2] for part in stream] == parts
         torch.testing.assert_close(torch.cat(stream, dim=2), vae.decode(z)[:, :, :asked], atol=0, rtol=0)
-    vae.temporal_overlap = False
+    vae.pieces = dataclasses.replace(vae.pieces, overlap=False)
     assert [part.shape[2] for part in vae.decode_stream(z)] == [5, 5, 5]
 
 
