@@ -1,5 +1,6 @@
 """What video autoencoders share, whatever their layers: statistics, chunks, streams and tiles."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -51,7 +52,7 @@ class Pieces:
             )
 
 
-class VideoAutoencoder(nn.Module):
+class VideoAutoencoder(nn.Module, ABC):
     """A causal encoder and decoder around latents that are normalised.
 
     A subclass sets `encoder` and `decoder`, and says in `_latent_side` how they round sizes.
@@ -242,9 +243,9 @@ class VideoAutoencoder(nn.Module):
     def _decode(self, z: Tensor) -> Tensor:
         return self.decoder(z)
 
+    @abstractmethod
     def _latents(self, encoded: Tensor) -> Tensor:
         """Return the latents, not normalised, of what the encoder gave."""
-        raise NotImplementedError
 
     # Pieces
 
