@@ -1,6 +1,7 @@
 """compile=True in the real scripts: the same losses and the same video, up to rounding."""
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,18 @@ from opensora.datasets.video_io import read_clip
 ROOT = Path(__file__).parents[2]
 
 
+def run(scripts, command: list[str]) -> str:
+    """Run a command that may compile for minutes, and return what it wrote."""
+    (process,) = scripts.start(*command)
+    try:
+        output = process.communicate(timeout=600)[0]
+    except subprocess.TimeoutExpired:
+        scripts.kill([process])
+        raise
+    assert process.returncode == 0, output
+    return output
+
+
 @pytest.mark.slow
 def test_compiled_scripts_train_and_sample_as_others_do(scripts, denoiser, vae, tmp_path):
     losses, videos, logs = [], [], []
@@ -17,7 +30,7 @@ def test_compiled_scripts_train_and_sample_as_others_do(scripts, denoiser, vae, 
     for compiled in (False, True):
         folder = tmp_path / str(compiled)
         train = denoiser(folder, "--max-steps", 3, "--log-every", 1, "--compile", compiled)
-        log = scripts.finish(scripts.start(*train))
+        log = run(scripts, train)
         lines = (folder / "run/log.jsonl").read_text().splitlines()
         losses.append([row["loss"] for row in map(json.loads, lines) if "loss" in row])
         sample = ["--ckpt-path", folder / "run", "--vae.from_pretrained", vae, "--prompt", "a square"]
@@ -26,7 +39,7 @@ def test_compiled_scripts_train_and_sample_as_others_do(scripts, denoiser, vae, 
         sample += ["--model.hidden_size", 48, "--model.depth", 1, "--model.num_heads", 2]
         sample += ["--vae.latent_channels", 4, "--vae.channel_multipliers", "(1, 1, 1, 1)"]
         words = [str(ROOT / "scripts/inference.py"), config, *map(str, sample)]
-        log += scripts.finish(scripts.start(*words))
+        log += run(scripts, words)
         videos.append(read_clip(str(folder / "sample_0000.mp4"), range(5)).float())
         logs.append(log)
     assert len(losses[0]) == 3 and losses[1] == pytest.approx(losses[0], rel=1e-4)
