@@ -270,13 +270,12 @@ class Extraction:
 
     def _captions(self) -> list[str]:
         """Return the distinct captions, and note that of each row (-1 for none)."""
-        text = self.dataset.manifest.text
         self.caption_of = np.full(len(self.dataset), -1, dtype=np.int32)
-        if self.text_encoder is None or text is None:
+        if self.text_encoder is None or self.dataset.manifest.text is None:
             return []
         seen: dict[str, int] = {}
         for row in np.unique(self.clips[:, 0]).tolist():
-            self.caption_of[row] = seen.setdefault(text[row], len(seen))
+            self.caption_of[row] = seen.setdefault(self.dataset.captions(row, row, 0), len(seen))
         return list(seen)
 
     def _describe(self) -> dict[str, Any]:

@@ -67,4 +67,10 @@ llm_refine = False  # let a language model rewrite prompts (sends them to its se
 save_dir = "samples/samples"  # folder of the videos
 sample_name = None  # start of the file names; None is "sample", or nothing with prompt_as_path
 prompt_as_path = False  # name files after their prompts, and skip those that exist
+skip_existing = False  # make only files that are not there; prompt_as_path always does
+video_format = "mp4"  # "mp4" or "mkv" (H.264), "webm" (VP9), or "png" (a folder of frames)
+crf = None  # quality of videos, from 0 (best, largest) to 51; None looks like the original
+contact_sheet = True  # beside each video, a picture of eight of its frames
+metadata = True  # write prompt, seed, weights and the whole config into each file, for --replay
+weight_hashes = "cache/weights.json"  # remembers hashes of weight files; None hashes them at each start
 postprocess = []  # list of steps on the video, such as [dict(type="Deflicker"), dict(type="Watermark")]

@@ -19,6 +19,9 @@ dataset = dict(
     retries=2,  # a file is read again so often after an error that may pass, of a network disk for example
     probe=False,  # read sizes and lengths from the files where the table lacks them; of a folder always
     cache="cache/tables",  # folder for columns of large tables and for probed sizes; None: in memory
+    clean_captions=False,  # lower case, no markup, no CJK: as released weights read; set clean_prompts too
+    score_format=None,  # "words" or "numbers" appends the columns aes, flow and cmotion to captions
+    score_dropout=0.2,  # probability that a score is left out, each for itself
     check_files=1000,  # files that are looked for before the run starts, some are opened; 0 trusts the table
     quarantined=None,  # quarantine.jsonl of another run: its clips are not tried, from the epochs in it on
 )

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from opensora.datasets.buckets import MIN_AREA, ClipIndex, hashed_bits
+from opensora.datasets.captions import Captions
 from opensora.datasets.decoding import import_torchcodec
 from opensora.datasets.manifest import read_manifest
 from opensora.datasets.quarantine import read_quarantine
@@ -56,6 +57,10 @@ class VideoDataset(Dataset):
         cache: Folder for what is kept of large tables and of probing; None keeps it in memory.
         check_files: Files that `check` looks for.
         quarantined: A run's quarantine.jsonl: what it lists is not tried, from the epoch on that it says.
+        clean_captions: Clean captions, as prompts of released weights are.
+        score_format: Append the scores of the columns aes, flow and cmotion to captions, as "words" or
+            "numbers"; None appends none.
+        score_dropout: Probability that a score is left out, each for itself.
         seed: Seed of the run.
 
     Attributes:
@@ -92,6 +97,9 @@ class VideoDataset(Dataset):
         cache: str | None = "cache/tables",
         check_files: int = 1000,
         quarantined: str | None = None,
+        clean_captions: bool = False,
+        score_format: str | None = None,
+        score_dropout: float = 0.2,
         seed: int = 0,
     ) -> None:
         if data_path is None:
@@ -112,6 +120,7 @@ class VideoDataset(Dataset):
         self.manifest = read_manifest(
             data_path, probe, layout=layout, columns=columns, root=root, cache=cache
         )
+        self.captions = Captions(self.manifest, seed, clean_captions, score_format, score_dropout)
         self.check_files = check_files
         self.num_frames = num_frames
         self.frame_interval = frame_interval
@@ -174,7 +183,7 @@ class VideoDataset(Dataset):
             "failures": failures,
         }
         if self.manifest.text is not None:
-            sample["text"] = self.manifest.text[row]
+            sample["text"] = self.captions(row, clip.row, clip.epoch)
         if self.manifest.label is not None:
             sample["label"] = int(self.manifest.label[row])
         if self.num_images and clip.num_frames > 1:
@@ -202,7 +211,9 @@ class VideoDataset(Dataset):
             row, (picture, _) = self._first_readable(one, lambda rows=rows: rows[1:], sample["failures"])
             sample["replaced"] += int(row != one.row)
             pictures.append(picture)
-            captions.append(None if self.manifest.text is None else self.manifest.text[row])
+            captions.append(
+                None if self.manifest.text is None else self.captions(row, clip.row, clip.epoch, place + 1)
+            )
         sample["images"] = torch.cat(pictures, dim=1)  # [C, n, H, W]
         if self.manifest.text is not None:
             sample["image_text"] = captions

@@ -3,6 +3,8 @@
 The only file that gives `uint8 [T, H, W, C]`; everywhere else a video is float `[C, T, H, W]` in [-1, 1].
 """
 
+import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
 from itertools import chain
@@ -14,16 +16,28 @@ import numpy as np
 import torch
 from einops import rearrange
 from PIL import Image, ImageDraw, ImageOps
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from opensora.datasets.decoding import Scale, decode_all, read_pyav, read_torchcodec, too_short
 from opensora.datasets.frame_folder import IMAGE_EXTENSIONS, frame_files, is_frame_folder, read_frames
 from opensora.datasets.frame_index import UNKNOWN_FPS, frame_index
-from opensora.datasets.reading import ClipError, Deadline, ReadOptions, guarded
+from opensora.datasets.reading import ClipError, Deadline, ReadOptions, guarded, open_video
 from opensora.utils.files import whole_file
 
-VIDEO_EXTENSIONS = (".mp4", ".avi", ".mov", ".mkv")
+VIDEO_EXTENSIONS = (".mp4", ".avi", ".mov", ".mkv", ".webm")
 IMAGE_FPS = 120.0  # the published networks learned this number as the mark of an image
+
+# How videos are written, by suffix: codec, quality, its other options, and those of the container.
+_ENCODERS = {
+    ".mp4": ("libx264", 18, {"preset": "veryfast"}, {"movflags": "+faststart"}),
+    ".mkv": ("libx264", 18, {"preset": "veryfast"}, {}),
+    ".webm": ("libvpx-vp9", 24, {"b": "0", "cpu-used": "5", "row-mt": "0"}, {}),
+}
+WRITTEN_VIDEOS = tuple(_ENCODERS)
+# Encoders cut their work by this number, not by the machine's cores, so that bytes do not depend on them.
+_ENCODER_THREADS = 4
+_NOTE = "Comment"  # where files carry text about themselves
 
 _PUBLISHED = ReadOptions()  # as the published training read: PyAV
 
@@ -163,37 +177,56 @@ def to_uint8(video: Tensor) -> Tensor:
     return rearrange(torch.stack(frames), "T C H W -> T H W C")
 
 
-def write_video(video: Tensor | Iterable[Tensor], path: str | Path, fps: float) -> Path:
-    """Write an H.264 file that every player shows (mp4, yuv420p).
+def write_video(
+    video: Tensor | Iterable[Tensor],
+    path: str | Path,
+    fps: float,
+    crf: int | None = None,
+    note: str | None = None,
+) -> Path:
+    """Write a file that every player shows, without sound: H.264 in mp4 or mkv, VP9 in webm, yuv420p.
 
     That format has even sizes only: an odd height or width is padded by one repeated row or column. The file
-    appears under its name when it is whole.
+    appears under its name when it is whole. The same video makes the same bytes on any number of cores.
 
     Args:
         video: Float in [-1, 1], shape [3, T, H, W]; or its parts in time, which are encoded as they come.
-        path: Ends in .mp4. Missing folders are made.
+        path: Ends in .mp4, .mkv or .webm. Missing folders are made.
         fps: Frames per second, above 0.
+        crf: Quality, from 0 (best) to 51; None takes one that looks like the original.
+        note: Text that the file carries, see `read_note`.
 
     Returns:
         The path.
 
     Raises:
-        ValueError: The suffix, the rate, or the video is wrong.
+        ValueError: The suffix, the rate, the quality, or the video is wrong.
     """
     path = Path(path)
-    if path.suffix.lower() != ".mp4":
-        raise ValueError(f"path={str(path)!r}: videos are written as .mp4; change the suffix.")
+    if path.suffix.lower() not in _ENCODERS:
+        raise ValueError(
+            f"path={str(path)!r}: videos are written as {', '.join(_ENCODERS)}; change the suffix."
+        )
     if not 0 < fps < float("inf"):
         raise ValueError(f"fps={fps!r}: give a number above 0.")
+    codec, usual, options, container_options = _ENCODERS[path.suffix.lower()]
+    crf = usual if crf is None else crf
+    if not 0 <= crf <= 51:
+        raise ValueError(f"crf={crf!r}: use a number from 0, the best, to 51.")
     frames = _frames(video)
     first = next(frames)
     height, width = first.shape[:2]
     padding = ((0, height % 2), (0, width % 2), (0, 0))
 
     def write(temporary: Path) -> None:
-        with av.open(str(temporary), "w", format="mp4", options={"movflags": "+faststart"}) as container:
+        # Without bitexact, files of one video differ: the container numbers its tracks at random.
+        whole = {**container_options, "fflags": "+bitexact"}
+        with av.open(str(temporary), "w", options=whole) as container:
+            if note is not None:
+                container.metadata[_NOTE.lower()] = note
             rate = Fraction(fps).limit_denominator(1001)
-            stream = container.add_stream("libx264", rate=rate, options={"crf": "18", "preset": "veryfast"})
+            stream = container.add_stream(codec, rate=rate, options={"crf": str(crf), **options})
+            stream.codec_context.thread_count, stream.codec_context.thread_type = _ENCODER_THREADS, "FRAME"
             stream.height, stream.width = height + height % 2, width + width % 2
             stream.pix_fmt = "yuv420p"
             for frame in chain((first,), frames):
@@ -204,12 +237,33 @@ def write_video(video: Tensor | Iterable[Tensor], path: str | Path, fps: float) 
     return _atomic(path, write)
 
 
-def write_image(image: Tensor, path: str | Path) -> Path:
+def read_note(path: str | Path) -> str | None:
+    """Return the text that a video or PNG carries about itself, or None.
+
+    Raises:
+        ClipError: The file is missing, damaged, or of another format.
+    """
+
+    def read(deadline: Deadline) -> str | None:
+        if is_image(str(path)):
+            with Image.open(path) as image:
+                return getattr(image, "text", {}).get(_NOTE)
+        with open_video(str(path), deadline, analyse=False) as container:
+            found = {name.lower(): text for name, text in container.metadata.items()}
+            return found.get(_NOTE.lower())
+
+    if not is_image(str(path)):
+        _check_extension(str(path))
+    return guarded(str(path), _PUBLISHED, read)
+
+
+def write_image(image: Tensor, path: str | Path, note: str | None = None) -> Path:
     """Write an image; the suffix decides the format.
 
     Args:
         image: Float in [-1, 1], shape [3, H, W] or [3, 1, H, W].
         path: Ends in .png, .jpg or another image suffix. Missing folders are made.
+        note: Text that a PNG carries, see `read_note`.
 
     Returns:
         The path.
@@ -220,7 +274,36 @@ def write_image(image: Tensor, path: str | Path) -> Path:
     frames = to_uint8(image if image.ndim == 4 else image[:, None])
     if len(frames) != 1:
         raise ValueError(f"image has {len(frames)} frames; give one, or use write_video.")
-    return _save_image(Image.fromarray(frames[0].numpy()), Path(path))
+    return _save_image(Image.fromarray(frames[0].numpy()), Path(path), note)
+
+
+def write_frames(video: Tensor | Iterable[Tensor], folder: str | Path, note: str | None = None) -> Path:
+    """Write each frame of a video as a PNG, numbered from 0. The folder appears when it is whole.
+
+    Args:
+        video: Float in [-1, 1], shape [3, T, H, W]; or its parts in time.
+        folder: What is there already is replaced.
+        note: Text that each frame carries.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: The video is wrong.
+    """
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        for number, frame in enumerate(_frames(video)):
+            _save_image(Image.fromarray(frame), temporary / f"{number:06d}.png", note)
+        temporary.chmod(0o755)
+        if folder.is_dir():
+            shutil.rmtree(folder)
+        temporary.replace(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
 
 
 def contact_sheet(video: Tensor, path: str | Path, columns: int = 4, rows: int = 2) -> Path:
@@ -286,10 +369,14 @@ def _frames(video: Tensor | Iterable[Tensor]) -> Iterator[np.ndarray]:
         yield from to_uint8(part).numpy()
 
 
-def _save_image(image: Image.Image, path: Path) -> Path:
+def _save_image(image: Image.Image, path: Path, note: str | None = None) -> Path:
     if not is_image(str(path)):
         raise ValueError(f"path={str(path)!r}: use one of the suffixes {', '.join(IMAGE_EXTENSIONS)}.")
-    return _atomic(path, lambda temporary: image.save(temporary))
+    options = {}
+    if note is not None and path.suffix.lower() == ".png":
+        options["pnginfo"] = PngInfo()
+        options["pnginfo"].add_itxt(_NOTE, note)
+    return _atomic(path, lambda temporary: image.save(temporary, **options))
 
 
 def _atomic(path: Path, write: Callable[[Path], None]) -> Path:

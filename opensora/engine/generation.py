@@ -42,7 +42,8 @@ def generate(
     """
     if not requests:
         return
-    output, sampler = Output(cfg), LongVideos(diffusion, requests[0], cfg)
+    output = Output(cfg, diffusion.device.type)
+    sampler = LongVideos(diffusion, requests[0], cfg)
     if features is None:
         features = encode_texts(diffusion.text_encoder, requests)
     writes = parallel_state().sequence_rank == 0  # the others of its group decode with it

@@ -119,13 +119,26 @@ class Guide:
         references: Files of images and videos.
         entries: Which of their frames go where.
         cond_type: Or a condition class, where there are references and no entries.
-        text: All of it as it was written; part of file names.
+        written: References and strategy as they were written.
     """
 
     references: tuple[str, ...] = ()
     entries: tuple[KnownFrames | Sentence, ...] = ()
     cond_type: str | None = None
-    text: str = ""
+    written: tuple[str | None, str | None] = (None, None)
+
+    @property
+    def text(self) -> str:
+        """All of it as it was written; part of file names."""
+        if not self.references and not self.entries:
+            return ""
+        return f"{self.written[0]}|{self.written[1]}|{self.cond_type}"
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Every file that it names, in order."""
+        named = (e.path for e in self.entries if isinstance(e, Sentence) and not e.names_number)
+        return (*self.references, *named)
 
 
 def parse_strategy(text: str | None) -> tuple[KnownFrames | Sentence, ...]:
@@ -165,4 +178,4 @@ def make_guide(reference: str | None, strategy: str | None, cond_type: str | Non
             "i2v_head, or --mask-strategy 'keep 0 at start' (docs/inference.md)."
         )
     kind = cond_type if files and not entries else None
-    return Guide(files, entries, kind, f"{reference}|{strategy}|{kind}" if files or entries else "")
+    return Guide(files, entries, kind, (reference, strategy))

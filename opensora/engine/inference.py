@@ -26,7 +26,7 @@ from opensora.engine.latent_diffusion import LatentDiffusion
 from opensora.engine.lengths import choose_length
 from opensora.engine.long_video import check_loops, find_references
 from opensora.engine.offload import Offload
-from opensora.engine.output import file_fps, file_path
+from opensora.engine.output import check_output, file_fps, file_path
 from opensora.engine.preview import check_preview
 from opensora.engine.prompts import Request, make_requests
 from opensora.layers.attention import set_attention_backend
@@ -41,11 +41,10 @@ _PARTS = ("model", "vae", "text_encoder", "scheduler", "guidance")
 # Keys that this version cannot serve yet, and their neutral values.
 _NEUTRAL = {
     "llm_refine": False,
-    "postprocess": [],
 }
 
 
-def infer(cfg: Mapping[str, Any]) -> list[Path]:
+def infer(cfg: Mapping[str, Any], requests: list[Request] | None = None) -> list[Path]:
     """Make every video or image that a config asks for.
 
     What can be wrong with settings, sizes, prompts, processes and weight files is found before a network is
@@ -53,6 +52,7 @@ def infer(cfg: Mapping[str, Any]) -> list[Path]:
 
     Args:
         cfg: Keys of `configs/_base_/inference.py` and of the components.
+        requests: What to make, of one size and length; None takes it from the config.
 
     Returns:
         The files that this process made.
@@ -75,7 +75,12 @@ def infer(cfg: Mapping[str, Any]) -> list[Path]:
         text_encoder = build(MODELS, cfg["text_encoder"])  # it reads its weights when it encodes
         with meta_device():
             parts = build_components({**_without_weights(cfg), "text_encoder": text_encoder})
-        requests = _requests(cfg, parts, Path(fetched.name))
+        folder = Path(fetched.name)
+        requests = (
+            _requests(cfg, parts, folder)
+            if requests is None
+            else find_references(requests, parts, cfg, folder)
+        )
         device = init_distributed(
             None if cfg["device"] == "auto" else cfg["device"], sp_size=cfg["sp_size"]
         ).device
@@ -138,6 +143,7 @@ def _check_settings(cfg: Mapping[str, Any]) -> None:
             )
     if cfg["preview"] is not None:
         check_preview(cfg["preview"])
+    check_output(cfg)
     for key in ("batch_size", "num_sample", "frame_interval", "loop", "condition_frame_length"):
         if not isinstance(cfg[key], int) or cfg[key] < 1:
             raise ValueError(f"{key}={cfg[key]!r}: use a whole number from 1.")
@@ -158,7 +164,7 @@ def _requests(cfg: Mapping[str, Any], parts: Components, folder: Path) -> list[R
     requests = [replace(request, total=total) for request in make_requests(cfg, size, length)]
     kind = "videos" if length > 1 else "images"
     done = 0
-    if cfg["prompt_as_path"]:
+    if cfg["prompt_as_path"] or cfg["skip_existing"]:
         files = {file_path(request, cfg): request for request in requests}  # the same prompt twice is one
         done = sum(path.exists() for path in files)
         requests = [request for path, request in files.items() if not path.exists()]

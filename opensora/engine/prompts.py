@@ -1,7 +1,6 @@
 """Requests: what to generate, one per prompt and sample."""
 
 import hashlib
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,18 +10,7 @@ from opensora.engine.guides import Guide, make_guide
 from opensora.engine.prompt_files import merge_sections, read_prompts, split_sections, text_of_loop
 from opensora.utils.caption_cleaning import clean_caption
 from opensora.utils.logging import get_logger
-
-# Below each bound stands a word that 1.3 learned; the last word is for everything above.
-_AESTHETIC = (
-    *((4.0, "terrible"), (4.5, "very poor"), (5.0, "poor"), (5.5, "fair"), (6.0, "good")),
-    *((6.5, "very good"), (float("inf"), "excellent")),
-)
-_MOTION = (
-    *((0.5, "very low"), (2.0, "low"), (5.0, "fair"), (10.0, "high"), (20.0, "very high")),
-    (float("inf"), "extremely high"),
-)
-SCORE_FORMATS = ("words", "numbers")
-_NUMBER = re.compile(r"-?\d{1,9}(\.\d{1,9})?")
+from opensora.utils.score_words import Scores, append_scores
 
 
 @dataclass(frozen=True)
@@ -107,10 +95,14 @@ def make_requests(cfg: Mapping[str, Any], size: tuple[int, int], num_frames: int
     references, strategies = (
         _each(name, cfg[name], len(prompts)) for name in ("reference_path", "mask_strategy")
     )
+    scores = Scores(cfg["aes"], cfg["flow"], cfg["camera_motion"])
     requests = []
     for i, (prompt, reference, strategy) in enumerate(prompts):
         texts = [
-            (loop, _final_text(append_scores(text, cfg), prompt, cfg["clean_prompts"]))
+            (
+                loop,
+                _final_text(append_scores(text, scores, cfg["score_format"]), prompt, cfg["clean_prompts"]),
+            )
             for loop, text in split_sections(prompt)
         ]
         if cfg["verbose"] > 1:
@@ -139,55 +131,8 @@ def make_requests(cfg: Mapping[str, Any], size: tuple[int, int], num_frames: int
     return requests
 
 
-def append_scores(prompt: str, cfg: Mapping[str, Any]) -> str:
-    """Append scores to a prompt in the words that a model learned. A score that is there already stays.
-
-    Args:
-        prompt: The text.
-        cfg: `aes` and `flow` (a number; with words also a word), `camera_motion` (text), each or None, and
-            `score_format`: "words" (1.3) or "numbers" (1.2).
-
-    Raises:
-        ValueError: The format is unknown, or a score is no number where one is needed.
-
-    Source: Open-Sora 1.2 and 1.3 reports, conditioning on scores.
-    """
-    if cfg["score_format"] not in SCORE_FORMATS:
-        raise ValueError(f"score_format={cfg['score_format']!r}: use one of {', '.join(SCORE_FORMATS)}.")
-    camera = ("camera motion:", cfg["camera_motion"], " camera motion: {}.")
-    if cfg["score_format"] == "words":
-        parts = (
-            ("aesthetic score is", _word(cfg["aes"], _AESTHETIC), " The aesthetic score is {}."),
-            ("motion strength is", _word(cfg["flow"], _MOTION), " The motion strength is {}."),
-            camera,
-        )
-    else:
-        parts = (
-            ("aesthetic score:", _decimal("aes", cfg["aes"]), " aesthetic score: {}."),
-            ("motion score:", _decimal("flow", cfg["flow"]), " motion score: {}."),
-            camera,
-        )
-    for marker, value, suffix in parts:
-        if value is not None and marker not in prompt:
-            prompt += suffix.format(value)
-    return prompt
-
-
 def _digest(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "big")
-
-
-def _word(score: float | str | None, table: Sequence[tuple[float, str]]) -> str | None:
-    if score is None or (isinstance(score, str) and not _NUMBER.fullmatch(score)):
-        return score
-    score = float(score)
-    return next(word for bound, word in table if score < bound or bound == float("inf"))
-
-
-def _decimal(name: str, score: float | str | None) -> str | None:
-    if isinstance(score, str):
-        raise ValueError(f"{name}={score!r}: score_format='numbers' needs a number, such as 6.5.")
-    return None if score is None else f"{score:.1f}"
 
 
 def _final_text(text: str, prompt: str, clean: bool) -> str:

@@ -41,7 +41,7 @@ class SentenceEncoder(TextEncoder):
 
     def _pretrained(self, kind: str, **options: Any) -> Any:
         """Read BERT without transformers' model classes, which take seconds to import."""
-        folder = Path(self._location()).expanduser()
+        folder = Path(self.location()).expanduser()
         config = json.loads((folder / "config.json").read_text()) if (folder / "config.json").exists() else {}
         if not Bert.reads(config):
             return super()._pretrained(kind, **options)
@@ -56,7 +56,8 @@ class SentenceEncoder(TextEncoder):
             model.load_state_dict(state, assign=True)
         return model.to(options["dtype"]), {"missing_keys": missing, "mismatched_keys": []}
 
-    def _location(self) -> str:
+    def location(self) -> str:
+        """Return the folder or hub name of the model; without one, the folder in the package."""
         if self.from_pretrained is not None:
             return str(self.from_pretrained)
         found = importlib.util.find_spec(_PACKAGE)  # finds the folder without running the package

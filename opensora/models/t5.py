@@ -35,7 +35,7 @@ class T5Encoder(TextEncoder):
         return None
 
     def _make_tokenizer(self) -> Any:
-        file = _sentencepiece_file(self._location())
+        file = _sentencepiece_file(self.location())
         return super()._make_tokenizer() if file is None else SentencePieceTokenizer(file)
 
 

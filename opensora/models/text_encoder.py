@@ -99,7 +99,7 @@ class TextEncoder(nn.Module):
         """Return the most tokens that the model's positions allow."""
         return min(config.max_position_embeddings, self._tokenizer.model_max_length)
 
-    def _location(self) -> str:
+    def location(self) -> str:
         """Return the folder or hub name of the model."""
         if self.from_pretrained is None:
             raise ValueError(
@@ -139,7 +139,7 @@ class TextEncoder(nn.Module):
         # transformers makes up an empty tokenizer where the files are missing.
         if len(tokenizer.get_vocab()) - len(tokenizer.added_tokens_decoder) < 2:
             raise FileNotFoundError(
-                f"{self._location()}: there is no tokenizer; copy tokenizer.json, spiece.model or the "
+                f"{self.location()}: there is no tokenizer; copy tokenizer.json, spiece.model or the "
                 "vocabulary files into that folder. docs/weights.md lists them."
             )
         return tokenizer
@@ -156,7 +156,7 @@ class TextEncoder(nn.Module):
 
     def _check(self, config: Any, unset: Sequence[Any]) -> None:
         """Compare a loaded model with the config, and refuse weights that it had to make up."""
-        name, where = type(self).__name__, self._location()
+        name, where = type(self).__name__, self.location()
         if config.hidden_size != self.width:
             raise ValueError(
                 f"{name} width={self.width}: {where} gives {config.hidden_size} features per token; set that."
@@ -177,7 +177,7 @@ class TextEncoder(nn.Module):
 
     def _pretrained(self, kind: str, **options: Any) -> Any:
         """Call `from_pretrained` of a transformers class, and explain what goes wrong."""
-        where = self._location()
+        where = self.location()
         folder = Path(where).expanduser()
         self._check_files(folder, where)
         try:

@@ -36,3 +36,4 @@ dtype = "fp32"
 image_size = (16, 24)
 num_frames = 5
 fps = 8
+weight_hashes = None

@@ -1,5 +1,6 @@
 """Reading by exact frame number, probing and writing."""
 
+import os
 import struct
 from pathlib import Path
 
@@ -18,8 +19,10 @@ from opensora.datasets.video_io import (
     probe,
     read_clip,
     read_image,
+    read_note,
     through_sheet,
     to_uint8,
+    write_frames,
     write_image,
     write_video,
 )
@@ -182,6 +185,43 @@ def test_parts_make_the_files_of_the_whole(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["parts.mp4", "parts.png", "whole.mp4", "whole.png"]
 
 
+@pytest.mark.parametrize("suffix", video_io.WRITTEN_VIDEOS)
+def test_formats_carry_notes_and_repeat_their_bytes(tmp_path, suffix):
+    video = torch.linspace(-1, 1, 3 * 5 * 32 * 48).reshape(3, 5, 32, 48)
+    note = '{"prompt": "猫\\u0000 {a=b};\\n", "long": "' + "x" * 100_000 + '"}'
+    first, second = (write_video(video, tmp_path / f"{n}{suffix}", 24, note=note) for n in "ab")
+    assert first.read_bytes() == second.read_bytes()
+    assert read_note(first) == note
+    assert probe(str(first))[:3] == (5, 32, 48) and clip_fps(str(first)) == pytest.approx(24, rel=0.01)
+    frames = read_clip(str(first), range(5))
+    assert (frames.float() - to_uint8(video).float()).abs().mean() < 4
+    coarse = write_video(video, tmp_path / f"coarse{suffix}", 24, crf=50)
+    assert coarse.stat().st_size < first.stat().st_size - 100_000 and read_note(coarse) is None
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs Linux")
+def test_bytes_do_not_depend_on_the_number_of_cores(tmp_path):
+    video = torch.linspace(-1, 1, 3 * 9 * 64 * 96).reshape(3, 9, 64, 96)
+    cores = os.sched_getaffinity(0)
+    first = write_video(video, tmp_path / "all.mp4", 24)
+    try:
+        os.sched_setaffinity(0, {min(cores)})
+        second = write_video(video, tmp_path / "one.mp4", 24)
+    finally:
+        os.sched_setaffinity(0, cores)
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_frames_as_pictures(tmp_path):
+    video = torch.linspace(-1, 1, 3 * 3 * 9 * 7).reshape(3, 3, 9, 7)
+    folder = write_frames(video, tmp_path / "new/a", "note")
+    assert [p.name for p in sorted(folder.iterdir())] == [f"{i:06d}.png" for i in range(3)]
+    assert torch.equal(read_clip(f"{folder}/", range(3)), to_uint8(video))
+    assert read_note(folder / "000001.png") == "note"
+    write_frames(video[:, :2], folder)
+    assert len(list(folder.iterdir())) == 2 and [p.name for p in folder.parent.iterdir()] == ["a"]
+
+
 def test_failed_write_leaves_nothing(tmp_path, monkeypatch):
     write_video(torch.zeros(3, 2, 16, 16), tmp_path / "out.mp4", 8)
     before = (tmp_path / "out.mp4").read_bytes()
@@ -200,6 +240,8 @@ def test_write_refuses(tmp_path):
     video = torch.zeros(3, 2, 16, 16)
     with pytest.raises(ValueError, match="written as .mp4"):
         write_video(video, tmp_path / "out.avi", 8)
+    with pytest.raises(ValueError, match="crf=60: use a number from 0"):
+        write_video(video, tmp_path / "out.mp4", 8, crf=60)
     with pytest.raises(ValueError, match="above 0"):
         write_video(video, tmp_path / "out.mp4", 0)
     with pytest.raises(ValueError, match=r"expected \[3, T, H, W\]"):

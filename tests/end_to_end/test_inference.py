@@ -84,7 +84,8 @@ def make(run, runs, tmp_path):
 
 def contents(folder: Path) -> dict[str, bytes]:
     """Return the files of a folder, without contact sheets."""
-    return {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if not p.stem.endswith("_sheet")}
+    files = (p for p in sorted(folder.iterdir()) if p.is_file() and not p.stem.endswith("_sheet"))
+    return {p.name: p.read_bytes() for p in files}
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -306,7 +307,12 @@ WRONG = {
         ["--reference-path", "http://localhost/a.png", "--mask-strategy", "0"],
         "reference 'http://localhost/a.png': not fetched; get the file, or --references.urls True",
     ),
-    "watermark": (["--watermark"], "this version makes videos from text alone; set it to []"),
+    "step type": (
+        ["--postprocess", "[{'type': 'Watermarks'}]"],
+        "no such postprocessor. Did you mean Watermark",
+    ),
+    "step key": (["--postprocess", "[{'type': 'Deflicker', 'windo': 3}]"], "did you mean 'window'?"),
+    "format": (["--video-format", "avi"], "video_format='avi': use one of mp4"),
     "steps": (["--num-sampling-steps", "0"], "num_sampling_steps=0: use at least 1"),
     "type": (["--model.type", "STDiT4"], "type='STDiT4': no such model. Did you mean STDiT3"),
     "negatives": (["--neg-prompt", "a", "b"], "2 negative prompts for 1 prompts; give one, or one each"),

@@ -3,7 +3,7 @@
 import pytest
 
 from opensora.engine.prompt_files import is_url, read_prompts
-from opensora.engine.prompts import append_scores, make_requests
+from opensora.engine.prompts import make_requests
 from opensora.utils.config_defaults import base_configs
 
 CFG = base_configs()["inference"]
@@ -117,49 +117,7 @@ def test_prompts_are_cleaned_where_the_config_says_so():
         requests(prompt="猫", clean_prompts=True)
 
 
-# Scores: the published texts
-
-
-def scored(prompt, **changes):
-    return append_scores(prompt, {**CFG, **changes})
-
-
-def test_scores_in_words():
-    assert scored("a cat") == "a cat"
-    assert scored("a cat", aes=6.5, flow=3, camera_motion="pan left") == (
-        "a cat The aesthetic score is excellent. The motion strength is fair. camera motion: pan left."
-    )
-    assert scored("a cat", aes="superb") == "a cat The aesthetic score is superb."
-    there = "a cat. The aesthetic score is poor. camera motion: zoom"
-    assert scored(there, aes=7, flow=0, camera_motion="pan") == there + " The motion strength is very low."
-
-
-@pytest.mark.parametrize(
-    ("key", "bounds", "words"),
-    [
-        (
-            "aes",
-            (4, 4.5, 5, 5.5, 6, 6.5),
-            ("terrible", "very poor", "poor", "fair", "good", "very good", "excellent"),
-        ),
-        ("flow", (0.5, 2, 5, 10, 20), ("very low", "low", "fair", "high", "very high", "extremely high")),
-    ],
-)
-def test_a_bound_belongs_to_the_word_above(key, bounds, words):
-    for bound, below, above in zip(bounds, words, words[1:], strict=False):
-        assert scored("x", **{key: bound - 0.01}).endswith(f" is {below}.")
-        assert scored("x", **{key: bound}).endswith(f" is {above}.")
-
-
-def test_scores_in_numbers():
-    numbers = {"score_format": "numbers", "aes": 6.54, "flow": 10.25, "camera_motion": "zoom in"}
-    said = " aesthetic score: 6.5. motion score: 10.2. camera motion: zoom in."
-    assert scored("a cat", **numbers) == "a cat" + said
-    assert (
-        scored("motion score: 1", **numbers)
-        == "motion score: 1 aesthetic score: 6.5. camera motion: zoom in."
-    )
-    with pytest.raises(ValueError, match="flow='high': score_format='numbers' needs a number"):
-        scored("x", **{**numbers, "flow": "high"})
-    with pytest.raises(ValueError, match="score_format='stars': use one of words, numbers"):
-        scored("x", score_format="stars")
+def test_scores_stand_behind_each_text_before_it_is_cleaned():
+    (made,) = requests(prompt=["|0|a cat|2|A dog"], aes=7, camera_motion="zoom in", clean_prompts=True)
+    said = " the aesthetic score is excellent. camera motion: zoom in."
+    assert made.text == "a cat" + said and made.later == ((2, "a dog" + said),)

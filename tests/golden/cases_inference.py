@@ -17,13 +17,14 @@ from opensora.engine.lengths import chunk_latents, longest_clip
 from opensora.engine.long_video import check_loops, join, sizes_of
 from opensora.engine.output import file_path
 from opensora.engine.prompt_files import merge_sections, read_rows, split_json, split_sections, text_of_loop
-from opensora.engine.prompts import Request, append_scores, make_requests
+from opensora.engine.prompts import Request, make_requests
 from opensora.layers.known_frames import align_start, chain, lay, of_class
 from opensora.registry import LOADING_KEYS, MODELS, build
 from opensora.schedulers.frame_masks import FrameMask
 from opensora.utils.config_defaults import base_configs
 from opensora.utils.meta_device import meta_device
 from opensora.utils.random import Draws
+from opensora.utils.score_words import Scores, append_scores
 
 Case = Mapping[str, Any]
 CFG = base_configs()["inference"]
@@ -65,14 +66,14 @@ def _json(case: Case, *_: Any) -> dict[str, Any]:
 def _scores(case: Case, *_: Any) -> dict[str, Any]:
     args = dict(case["args"])
     prompts = args.pop("prompts")
-    settings = {**CFG, **args, "score_format": VERSION[case["file"]]}
-    return {"out": [append_scores(prompt, settings) for prompt in prompts]}
+    scores = Scores(args.get("aes"), args.get("flow"), args.get("camera_motion"))
+    return {"out": [append_scores(prompt, scores, VERSION[case["file"]]) for prompt in prompts]}
 
 
 def _word(name: str, start: str) -> Any:
     def run(case: Case, *_: Any) -> dict[str, Any]:
         (score,) = case["args"].values()
-        text = append_scores("", {**CFG, name: score})
+        text = append_scores("", Scores(**{name: score}), "words")
         return {"out": text.removeprefix(start).removesuffix(".")}
 
     return run

@@ -342,7 +342,7 @@ def test_our_bert_equals_that_of_transformers():
 
     encoder = SentenceEncoder(max_length=16)
     features, mask = encoder.encode(TEXTS)
-    tokenizer, model = (kind.from_pretrained(encoder._location()) for kind in (AutoTokenizer, AutoModel))
+    tokenizer, model = (kind.from_pretrained(encoder.location()) for kind in (AutoTokenizer, AutoModel))
     inputs = tokenizer(TEXTS, padding=True, return_tensors="pt")
     assert encoder._token_ids(TEXTS) == tokenizer(TEXTS)["input_ids"]
     with torch.no_grad():
@@ -353,7 +353,7 @@ def test_our_bert_equals_that_of_transformers():
 def test_bert_weights_that_lack_a_tensor(tmp_path):
     from opensora.utils.weights import read_state_dict, save_safetensors
 
-    _copy_files(Path(SentenceEncoder()._location()), tmp_path)
+    _copy_files(Path(SentenceEncoder().location()), tmp_path)
     state = read_state_dict(tmp_path)
     del state["encoder.layer.3.attention.self.key.bias"]
     save_safetensors(state, tmp_path / "model.safetensors")
