@@ -138,3 +138,25 @@ def _require(module: str, package: str) -> ModuleType:
         raise ModuleNotFoundError(
             f"cleaning captions needs {package}, which is not installed; run `pip install {package}`."
         ) from error
+
+
+_OPENING = re.compile(
+    r"\s*(?:the (?:video|image) (?:is|shows|features|portrays|depicts|displays|captures|presents|begins with)"
+    r"|in (?:the|this) (?:video|image),)\s+",
+    re.IGNORECASE,
+)
+
+
+def without_opening(caption: str) -> str:
+    """Take words such as "The video shows" off the start of a caption that a model wrote.
+
+    Raises:
+        ValueError: Nothing is left.
+    """
+    match = _OPENING.match(caption)
+    if match is None:
+        return caption
+    rest = caption[match.end() :].strip()
+    if not rest:
+        raise ValueError(f"caption {caption!r}: it says nothing after its opening words.")
+    return rest[0].upper() + rest[1:]

@@ -21,6 +21,7 @@ from opensora.engine.prompts import Request, make_requests
 from opensora.layers.known_frames import align_start, chain, lay, of_class
 from opensora.registry import LOADING_KEYS, MODELS, build
 from opensora.schedulers.frame_masks import FrameMask
+from opensora.utils.caption_cleaning import without_opening
 from opensora.utils.config_defaults import base_configs
 from opensora.utils.meta_device import meta_device
 from opensora.utils.random import Draws
@@ -269,6 +270,7 @@ def _all(marked: Any) -> Any:
 
 
 KINDS = {
+    "remove_caption_prefix": lambda case, *_: {"out": without_opening(case["args"]["caption"])},
     "split_prompt": _split,
     "merge_prompt": _merge,
     "extract_prompts_loop": _loop_texts,

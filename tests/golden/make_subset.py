@@ -84,6 +84,8 @@ CHOSEN: dict[str, list[str] | None] = {
     "manifests_v13_code": ["STDiT3-XL/2 v1.3 (", "OpenSoraVAE", "N_LAYER", "DISCRIMINATOR_3D"],
     "manifests_v12_code": ["STDiT3-XL"],
     "text_cleaning": None,
+    "inference_helpers_v12": None,
+    "inference_helpers_v13": None,
     "transforms": [
         "video_resize_crop_to_fill_0",
         "video_transform_center_3",

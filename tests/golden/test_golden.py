@@ -12,7 +12,15 @@ from safetensors.torch import save_file
 
 HERE = Path(__file__).parent
 # Files whose kinds have adapters. The others are reported as unsupported until their part is built.
-FILES = ("stdit3", "vae_v1", "rectified_flow", "manifests", "text_cleaning", "transforms")
+FILES = (
+    "stdit3",
+    "vae_v1",
+    "rectified_flow",
+    "manifests",
+    "text_cleaning",
+    "transforms",
+    "inference_helpers",
+)
 
 
 def run(folder, *args):
