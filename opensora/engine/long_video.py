@@ -193,7 +193,7 @@ def find_references(
 
 
 def as_reference(model: Any, scales: Iterable[str], cfg: Mapping[str, Any]) -> bool:
-    """Return whether given frames are a condition of the network: it has one, and the config uses it.
+    """Return whether given frames are a condition of the network: it has learned one, and the config uses it.
 
     Args:
         model: The denoiser.
@@ -208,8 +208,10 @@ def as_reference(model: Any, scales: Iterable[str], cfg: Mapping[str, Any]) -> b
     names = [name for name, part in model.conditions.items() if hasattr(part, "reference_video")]
     if cfg["known_as"] == "reference" and not names:
         raise ValueError("known_as='reference': this model has no FrameCondition; use 'frames'.")
-    wanted = cfg["cond_type"] is not None or any(name in scales for name in names)
-    return bool(names) and cfg["known_as"] != "frames" and (wanted or cfg["known_as"] == "reference")
+    if cfg["known_as"] != "auto":
+        return cfg["known_as"] == "reference"
+    learned = [n for n in names if any(p.is_meta or bool(p.any()) for p in model.conditions[n].parameters())]
+    return bool(learned) and (cfg["cond_type"] is not None or any(name in scales for name in learned))
 
 
 def sample_requests(

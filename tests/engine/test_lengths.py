@@ -1,10 +1,11 @@
 """Which frames latents stand for, and how long videos of several clips are."""
 
 import pytest
+import torch
 
 from opensora.engine.lengths import chunk_latents, chunks, latent_spans, longest_clip, total_length
-from opensora.engine.long_video import check_loops
-from opensora.registry import MODELS, build
+from opensora.engine.long_video import as_reference, check_loops
+from opensora.registry import CONDITIONS, MODELS, build
 from opensora.utils.config_defaults import base_configs
 from opensora.utils.meta_device import meta_device
 
@@ -75,3 +76,29 @@ def test_clips_that_cannot_continue_each_other(video_vae):
             check_loops(video_vae(), 49, {**cfg, **changes})
     with pytest.raises(ValueError, match="clips of 13 latent frames"):
         check_loops(Stacked(), 43, cfg)
+
+
+class Model(torch.nn.Module):
+    """A network with a condition for given frames, which starts from zero."""
+
+    def __init__(self):
+        super().__init__()
+        frames = build(
+            CONDITIONS, dict(type="FrameCondition", hidden_size=8, patch_size=(1, 2, 2), in_channels=4)
+        )
+        self.conditions = torch.nn.ModuleDict({"frames": frames})
+
+
+def test_given_frames_are_a_condition_only_of_models_that_have_learned_one():
+    model, cfg = Model(), base_configs()["inference"]
+    scales = {"frames": 2.0}
+    assert not as_reference(model, scales, cfg)  # zeros have no effect
+    assert as_reference(model, {}, {**cfg, "known_as": "reference"})
+    torch.nn.init.normal_(model.conditions["frames"].reference_embedder.proj.weight)
+    assert as_reference(model, scales, cfg) and not as_reference(model, {}, cfg)
+    assert as_reference(model, {}, {**cfg, "cond_type": "i2v_head"})
+    assert not as_reference(model, scales, {**cfg, "known_as": "frames"})
+    model.conditions = torch.nn.ModuleDict()
+    assert not as_reference(model, scales, {**cfg, "cond_type": "i2v_head"})
+    with pytest.raises(ValueError, match="this model has no FrameCondition"):
+        as_reference(model, {}, {**cfg, "known_as": "reference"})
