@@ -52,8 +52,8 @@ references = dict(
     folders=None,  # list of folders that references must lie in, for prompts of strangers; None is any
     urls=False,  # fetch references over http and https
     hosts=[],  # only from these hosts, if there are some; private addresses only from here
-    megabytes=64,  # size of a fetched file at most
-    seconds=30,  # time for fetching one at most
+    megabytes=64.0,  # size of a fetched file at most
+    seconds=30.0,  # time for fetching one at most
 )
 
 # Text that is appended to prompts
