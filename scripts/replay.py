@@ -231,10 +231,12 @@ def _compare(who: str, value: torch.Tensor | float, recorded: float | None) -> s
 
 def _line(clip: Mapping[str, Any]) -> str:
     """Say what a clip was trained with."""
-    few = {
-        k.removeprefix("x."): v for k, v in clip["inputs"].items() if not isinstance(v, list) or len(v) <= 8
+    flat = {
+        k: v
+        for k, v in clip["inputs"].items()
+        if not isinstance(v, list) or (len(v) <= 16 and not any(isinstance(one, list) for one in v))
     }
-    numbers = {k: round(v, 6) if isinstance(v, float) else v for k, v in few.items()}
+    numbers = {k: round(v, 6) if isinstance(v, float) else v for k, v in flat.items()}
     given = " ".join(f"{key}={value}" for key, value in numbers.items())
     return f"row {clip['row']} epoch {clip['epoch']} loss {clip['loss']} {given} {clip['path'] or ''}"
 

@@ -10,7 +10,7 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 
 from opensora.acceleration.heartbeat import Beat, here, listen, read_beat, write_beat
 from opensora.acceleration.parallel import broadcast_text, parallel_state
@@ -64,6 +64,7 @@ class Watchdog:
         self._is_main = threading.current_thread() is threading.main_thread()
         if self._is_main:  # the thread hears of a signal, also while the program waits in a collective
             self._before = signal.set_wakeup_fd(self._wake.fileno(), warn_on_full_buffer=False)
+            self._handler = signal.signal(signal.SIGTERM, _on_sigterm)
         self._thread = threading.Thread(target=self._watch, daemon=True, name="watchdog")
         self._thread.start()
         return self
@@ -75,13 +76,14 @@ class Watchdog:
             return
         if self._is_main:
             signal.set_wakeup_fd(self._before)
+            signal.signal(signal.SIGTERM, signal.SIG_IGN if error else self._handler)
         self._wake.send(b"\0")
         self._thread.join()
         listen(None)
         if error is None:
             self._beat("done")
             if self.rank == 0:
-                shutil.rmtree(self.beats.parent, ignore_errors=True)
+                self._sweep()
         elif isinstance(error, RuntimeError) and _is_of_a_collective(error) and (text := self._who_is_gone()):
             self._beat("lost", text)
             raise LostProcessError(lost_text(text)) from error
@@ -159,6 +161,15 @@ class Watchdog:
             time.sleep(0.2)
         return ""
 
+    def _sweep(self) -> None:
+        """Remove the heartbeats, when the others write none any more."""
+        end = time.monotonic() + _OWN_WORD_S
+        while time.monotonic() < end:
+            if all(beat.state != "running" for beat, _ in self._look(time.monotonic()).values()):
+                break
+            time.sleep(0.02)
+        shutil.rmtree(self.beats.parent, ignore_errors=True)
+
     def _beat(self, state: str = "running", error: str = "") -> None:
         if self._over:
             return
@@ -178,6 +189,18 @@ class Watchdog:
             text = f"{text} (no stacks: {error})"
         os.write(2, f"error in process {self.rank}: {lost_text(text)} Stacks: {stacks}\n".encode())
         os._exit(LOST_PROCESS)
+
+
+def _on_sigterm(number: int, frame: FrameType | None) -> None:
+    """Pass over it once steps are made: torchrun sends it when a process died, and the others shall say who.
+
+    Training has a handler of its own, which saves.
+
+    Raises:
+        SystemExit: Nothing has been trained yet.
+    """
+    if here().phase == "start":
+        raise SystemExit(128 + number)
 
 
 def lost_text(text: str) -> str:

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -52,7 +51,7 @@ def test_the_others_end_and_say_who_and_where(told, fault, said):
     status, seconds, text = told[fault][0]
     assert status == LOST_PROCESS and said in text and "goes on from its last checkpoint" in text
     assert text.count("\n") == 1 and "Traceback" not in text
-    assert seconds < 30  # with all faults at once on a busy machine
+    assert seconds < 40  # with all faults at once on a busy machine
 
 
 @pytest.mark.dist
@@ -88,8 +87,8 @@ def test_beats_are_read_as_written_and_half_a_beat_is_none(tmp_path):
 
 def test_a_process_that_was_here_and_is_no_more_is_dead(tmp_path):
     child = subprocess.Popen([sys.executable, "-c", ""])
-    time.sleep(0.5)
-    assert replace(here(), pid=child.pid).is_dead  # also before anybody asked for its status
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    assert replace(here(), pid=child.pid).is_dead  # also before anybody took its status
     child.wait()
     assert replace(here(), pid=child.pid).is_dead
     assert not replace(here(), pid=child.pid, machine="another").is_dead

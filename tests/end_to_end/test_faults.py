@@ -2,11 +2,16 @@
 
 import json
 import math
+import os
+import signal
+import time
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
+from opensora.acceleration.heartbeat import Beat, read_beat
+from opensora.engine.checkpoint import read_state
 from opensora.engine.tracker import read_log
 
 ROOT = Path(__file__).parents[2]
@@ -68,3 +73,47 @@ def test_a_replay_of_what_never_was_is_refused(scripts, pair, capsys, options, s
     with pytest.raises(SystemExit):
         replay(scripts, capsys, pair, *options)
     assert said in capsys.readouterr().err
+
+
+def steps_done(run: Path) -> list[Beat]:
+    """Return the beats of both processes, once they have made a few steps."""
+    end = time.monotonic() + 100
+    while time.monotonic() < end:
+        beats = [read_beat(path) for path in sorted(run.glob(".heartbeats/*/rank?.json"))]
+        if len(beats) == 2 and all(beat is not None and beat.step > 3 for beat in beats):
+            return beats
+        time.sleep(0.05)
+    raise AssertionError("no steps were made")
+
+
+@pytest.mark.slow
+@pytest.mark.dist
+@pytest.mark.parametrize("rank", [0, 1])
+def test_torchrun_ends_the_others_after_they_have_spoken(scripts, denoiser, tmp_path, rank):
+    options = ["--plugin", "ddp", "--max-steps", 5000, "--batches-per-step", 2, *SILENT]
+    started = scripts.start(*denoiser(tmp_path, *options), processes=2, torchrun=True)
+    try:
+        os.kill(steps_done(tmp_path / "run")[rank].pid, signal.SIGKILL)
+        output = started[0].communicate(timeout=60)[0]
+    finally:
+        scripts.kill(started)
+    assert f"error in process {1 - rank}: process {rank} died in " in output or (
+        rank and "error: process 1 died in " in output
+    )
+    assert "a named run goes on from its last checkpoint" in output
+
+
+@pytest.mark.slow
+@pytest.mark.dist
+def test_torchrun_passes_on_a_signal_and_the_run_saves(scripts, denoiser, tmp_path):
+    options = ["--plugin", "ddp", "--max-steps", 5000, "--batches-per-step", 2, "--ckpt-every", 0, *SILENT]
+    started = scripts.start(*denoiser(tmp_path, *options), processes=2, torchrun=True)
+    try:
+        beats = steps_done(tmp_path / "run")
+        started[0].send_signal(signal.SIGTERM)
+        os.kill(beats[1].pid, signal.SIGTERM)
+        output = started[0].communicate(timeout=60)[0]
+    finally:
+        scripts.kill(started)
+    step = read_state(tmp_path / "run").step
+    assert f"asked to stop: saving step {step}" in output and f"trained to step {step}" in output

@@ -17,7 +17,7 @@ from opensora.acceleration.parallel import all_reduce_mean, init_distributed, sh
 from opensora.acceleration.watchdog import Watchdog
 from opensora.utils.user_errors import one_line_errors
 
-LIMIT_S, STEPS, AT = 3.0, 400, 20
+LIMIT_S, STEPS, AT = 6.0, 400, 20
 FAULTS = {"none": None, "killed": "forward", "stopped": "encode", "fails": "data", "hangs": "backward"}
 
 
