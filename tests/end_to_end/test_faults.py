@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import resource
 import signal
 import time
 from pathlib import Path
@@ -117,3 +118,13 @@ def test_torchrun_passes_on_a_signal_and_the_run_saves(scripts, denoiser, tmp_pa
         scripts.kill(started)
     step = read_state(tmp_path / "run").step
     assert f"asked to stop: saving step {step}" in output and f"trained to step {step}" in output
+
+
+def test_a_disk_that_stays_full_ends_the_run_with_an_error(scripts, denoiser, tmp_path):
+    """A limit on the size of files stands for the disk: the kernel refuses the same writes."""
+    (started,) = scripts.start(*denoiser(tmp_path, "--max-steps", 6, *SILENT))
+    resource.prlimit(started.pid, resource.RLIMIT_FSIZE, (16000, resource.RLIM_INFINITY))
+    said = scripts.finish([started], status=2)
+    assert said.count("no checkpoint of step 5 (") == 1 and "Training goes on" in said
+    assert "error: step 6 is not saved, and the run is over: " in said and "none yet" in said
+    assert [line["step"] for line in read_log(tmp_path / "run")] == [3, 6]
