@@ -420,6 +420,12 @@ def check_plugin(plugin: str, offload: bool = False, processes: int = 1) -> None
     Raises:
         ValueError: It is unknown, or cannot do what is asked of it.
     """
+    if plugin == "gemini":
+        raise ValueError(
+            "plugin='gemini': ColossalAI's Gemini stops when a batch leaves a parameter without a gradient, "
+            "as one without a condition does, and it cannot run on the CPU. Use plugin='fsdp2', which splits "
+            "the same, and offload=True to keep it in the memory of the CPU."
+        )
     if plugin not in PLUGINS:
         raise ValueError(f"plugin={plugin!r}: use one of {', '.join(PLUGINS)}.")
     if plugin == "none" and processes > 1:

@@ -1,4 +1,6 @@
-# Sourced by train.sh and inference.sh: one torchrun on each machine of a SLURM job, or what it would run.
+# Start the processes of a SLURM job, or print what would start them. The scripts beside this one source it.
+#
+# Each machine gets one torchrun, which starts a process for each GPU:
 #
 # launch SCRIPT [--dry-run] WORDS...
 #

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from opensora.acceleration.engine import build_engine
+from opensora.acceleration.engine import build_engine, check_plugin
 from opensora.acceleration.loss_scale import LossScale
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -217,6 +217,21 @@ def test_unknown_choices_list_the_known_ones():
         engine("zero3")
     with pytest.raises(ValueError, match="dtype='half': use one of fp32, bf16, fp16"):
         engine(dtype="half")
+
+
+def test_what_a_plugin_cannot_do_is_refused_with_another():
+    with pytest.raises(ValueError, match="plugin='gemini': .* Use plugin='fsdp2'"):
+        engine("gemini")
+    for plugin in ("none", "ddp"):
+        with pytest.raises(ValueError, match="offload=True .*: only zero1, zero2 and fsdp2"):
+            check_plugin(plugin, offload=True)
+    check_plugin("zero2-seq", offload=True, processes=4)
+
+
+def test_an_old_torch_is_named(monkeypatch):
+    monkeypatch.delattr("torch.distributed.fsdp.FSDPModule.set_reduce_scatter_unused_params")
+    with pytest.raises(ImportError, match=r"plugin='fsdp2' needs torch 2.13.* Use 'zero2' or 'ddp'"):
+        engine("fsdp2")
 
 
 def test_none_refuses_several_processes(monkeypatch):
