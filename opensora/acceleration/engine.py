@@ -130,7 +130,8 @@ class Engine(ABC):
         grads, own = list(pieces.values()), [g for key, g in pieces.items() if self._owns(name, key)]
         squares = torch.zeros((), dtype=torch.float64, device=self.device)
         if own:
-            squares += torch.stack(torch._foreach_norm(own)).double().square().sum().to(self.device)
+            norms = [norm.to(self.device) for norm in torch._foreach_norm(own)]
+            squares += torch.stack(norms).double().square().sum()
         if self.sharded:
             dist.all_reduce(squares)
         scale = 1.0 if name in self._norms else self._scales[name].value
@@ -397,7 +398,8 @@ def build_engine(
     plugin = plugin.removesuffix("-seq")
     place = parallel_state().device if device is None else torch.device(device)
     if offload and place.type == "cpu":
-        get_logger().info("offload=True changes nothing: this run computes on the CPU anyway")
+        if modules:
+            get_logger().info("offload=True changes nothing: this run computes on the CPU anyway")
         offload = False
     common = (modules, optimizers, DTYPES[dtype], place)
     if plugin in ("none", "ddp"):

@@ -213,10 +213,11 @@ class FsdpEngine(Engine):
         return None if parts is None else torch.cat(parts)[: shape[0]].to("cpu", copy=True)
 
     def _cut(self, name: str, key: str, whole: Tensor) -> Tensor:
-        if key not in self._scalars[name]:
-            rows = self._rows(whole.shape)
-            whole = whole[rows * self.rank : rows * (self.rank + 1)]
-        return whole.to("cpu" if self.offload else self.device, torch.float32, copy=True)
+        if key in self._scalars[name]:
+            return whole.to(self.device, torch.float32, copy=True)
+        rows = self._rows(whole.shape)
+        piece = whole[rows * self.rank : rows * (self.rank + 1)]
+        return piece.to("cpu" if self.offload else self.device, torch.float32, copy=True)
 
     def _rows(self, shape: torch.Size) -> int:
         """Rows of a process; the last ones may have fewer, or none."""

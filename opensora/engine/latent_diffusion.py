@@ -58,6 +58,7 @@ class LatentDiffusion:
         self.condition_dropout = _check_dropout(condition_dropout or {}, self.model)
         self.sample_posterior = sample_posterior
         self.seed = seed
+        self.placed: torch.device | None = None  # where a training computes; weights may wait elsewhere
         self.offload: Offload | None = None  # brings networks when they are used; without it all are here
         self.augmentation = NoiseAugmentation(noise_augmentation) if noise_augmentation else None
         for frozen in (self.vae, self.text_encoder):
@@ -74,7 +75,9 @@ class LatentDiffusion:
     @property
     def device(self) -> torch.device:
         """Where the denoiser computes."""
-        return next(self.model.parameters()).device if self.offload is None else self.offload.device
+        if self.offload is not None:
+            return self.offload.device
+        return self.placed or next(self.model.parameters()).device
 
     def using(self, name: str) -> AbstractContextManager[None]:
         """Have the network of that name in memory within a `with` block: "model" or "vae"."""
@@ -90,6 +93,7 @@ class LatentDiffusion:
 
     def place(self, device: torch.device, dtype: torch.dtype) -> None:
         """Move the frozen components to a device; the autoencoder computes in `dtype`."""
+        self.placed = device
         if self.vae is not None and next(self.vae.parameters()).is_meta:  # batches hold features
             for name, value in self.vae.named_buffers(recurse=False):
                 setattr(self.vae, name, value.to(device, dtype))
