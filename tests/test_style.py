@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-MOST_CODE_LINES = 15_000  # of opensora/ in all
+MOST_CODE_LINES = 17_500  # of opensora/ in all
 MOST_FILE_LINES = 350
 MOST_FUNCTION_LINES = 60  # of the body
 MOST_PARAMETERS = 8
