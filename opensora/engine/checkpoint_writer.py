@@ -135,9 +135,9 @@ class CheckpointWriter:
             write_text(json.dumps(written), partial / f"{self.rank}.done.json")
         except Exception as error:  # whatever it is, `wait` tells it
             self._error = error
-            for file in partial.glob(f"*-{self.rank + 1:05d}-of-*"):
-                file.unlink(missing_ok=True)  # leaves room for the mark
             with suppress(OSError):
+                for file in partial.glob(f"*-{self.rank + 1:05d}-of-*"):
+                    file.unlink(missing_ok=True)  # leaves room for the mark
                 (partial / f"{self.rank}.failed").touch()
         if self.rank != 0:
             return
@@ -168,7 +168,8 @@ class CheckpointWriter:
         ending = "" if self.world_size == 1 else f"-{self.rank + 1:05d}-of-{self.world_size:05d}"
         files, keys = {}, {}
         if not partial.is_dir():
-            raise OSError(errno.EIO, f"the first process made no folder {partial}")
+            text = f"{partial} is not there; all processes must share the disk of `outputs`"
+            raise OSError(errno.ENOENT, text)
         for stem, tensors in parts.items():
             path = partial / f"{stem}{ending}{SAFE}"
             keys[stem] = dict.fromkeys(tensors, path.name)

@@ -51,7 +51,7 @@ def kill_and_compare(denoiser, tmp_path_factory):
         job |= {"folder": str(folder), "kills": kills}
         (folder / "job.json").write_text(json.dumps(job))
         command = [sys.executable, str(WORKER), str(folder / "job.json")]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60 + 30 * len(kills))
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120 + 60 * len(kills))
         assert done.returncode == 0, done.stderr[-4000:]
         results = json.loads(done.stdout.splitlines()[-1])
         assert len(results) == len(kills)

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import time
 from threading import Event
 from types import SimpleNamespace
 
@@ -217,6 +218,20 @@ def test_a_checkpoint_is_of_the_step_in_which_it_began(whole, tmp_path, monkeypa
     wanted = read_checkpoint(list_checkpoints(whole.folder)[0])[1]
     for stem, part in read_checkpoint(tmp_path)[1].items():
         assert all(torch.equal(value, wanted[stem][key]) for key, value in part.items()), stem
+
+
+def test_an_error_waits_for_the_checkpoint_that_is_written(tmp_path, monkeypatch):
+    write = checkpoint_writer.save_safetensors
+    monkeypatch.setattr(checkpoint_writer, "save_safetensors", lambda *a: time.sleep(0.2) or write(*a))
+
+    def broken(step):
+        if step == 2:
+            raise RuntimeError("broken")
+        return 0.0
+
+    with pytest.raises(RuntimeError, match="broken"):
+        trainer_of(tmp_path, task=Task(broken), ckpt_every=2).fit()
+    assert [read_state(path).step for path in list_checkpoints(tmp_path)] == [2]
 
 
 def test_a_finished_run_does_nothing(whole, tmp_path):

@@ -5,6 +5,7 @@ that they take a second and not five. The killing is done by SIGKILL: from outsi
 or by the run itself at a point of the code.
 """
 
+import importlib
 import json
 import os
 import runpy
@@ -206,6 +207,8 @@ def damage_newest(folder):
 def main(job):
     """Do a job: `command` with "{outputs}" in it, `processes`, `folder`, and `kills`; print what came out."""
     torch.set_num_threads(1)
+    if job["processes"] > 1:
+        importlib.import_module("colossalai.booster.plugin.low_level_zero_plugin")  # seconds, in each process
     root = Path(job["folder"])
 
     def whole_command(outputs):
