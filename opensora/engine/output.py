@@ -79,7 +79,7 @@ def check_output(cfg: Mapping[str, Any]) -> None:
     crf, name = cfg["crf"], cfg["sample_name"]
     if crf is not None and (not isinstance(crf, int | float) or not 0 <= crf <= 51):
         raise ValueError(f"crf={crf!r}: use a number from 0, the best, to 51, or None.")
-    if not isinstance(name, str) or _file_stem(name) != name:
+    if name is not None and (not isinstance(name, str) or (name and _file_stem(name) != name)):
         raise ValueError(f"sample_name={name!r}: use a plain file name; --save-dir names the folder.")
 
 
