@@ -238,6 +238,7 @@ class Encoder(nn.Module):
 
     Args:
         out_channels: Channels of the output, mean and logarithm of the variance together.
+        channels: Channels before level 0.
         widths: Channels of each level.
         num_res_blocks: Residual blocks per level.
         resamples: For each level the layers behind its blocks, by name.
@@ -247,16 +248,17 @@ class Encoder(nn.Module):
     def __init__(
         self,
         out_channels: int,
+        channels: int,
         widths: Sequence[int],
         num_res_blocks: int,
         resamples: Sequence[Mapping[str, nn.Module]],
         style: Style,
     ) -> None:
         super().__init__()
-        self.conv_in = style.conv(3, widths[0])
+        self.conv_in = style.conv(3, channels)
         self.down = nn.ModuleList(
             _Level(_res_blocks(width, to, num_res_blocks, style), layers)
-            for width, to, layers in zip([widths[0], *widths[:-1]], widths, resamples, strict=True)
+            for width, to, layers in zip([channels, *widths[:-1]], widths, resamples, strict=True)
         )
         self.mid = _Middle(widths[-1], style)
         self.norm_out = make_norm(style.norm, widths[-1])
@@ -337,7 +339,7 @@ class VideoEncoder(Encoder):
             {"downsample": Downsample3D(width) if i in temporal_down else Downsample2D(width)}
             for i, width in enumerate(widths[:-1])
         ]
-        super().__init__(out_channels, widths, num_res_blocks, [*resamples, {}], style)
+        super().__init__(out_channels, channels, widths, num_res_blocks, [*resamples, {}], style)
 
 
 class VideoDecoder(Decoder):

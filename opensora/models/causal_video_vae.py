@@ -124,7 +124,9 @@ class CausalVideoVAE(GaussianAutoencoder):
                 for i, width in enumerate(widths)
             ]
 
-        self.encoder = Encoder(2 * latent_channels, widths, num_res_blocks, resamples("down"), style)
+        self.encoder = Encoder(
+            2 * latent_channels, channels, widths, num_res_blocks, resamples("down"), style
+        )
         self.quant_conv = CausalConv3d(2 * latent_channels, 2 * latent_channels, 1)
         self.post_quant_conv = CausalConv3d(latent_channels, latent_channels, 1)
         self.decoder = Decoder(latent_channels, widths, num_res_blocks, resamples("up"), 0, style)
