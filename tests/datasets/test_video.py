@@ -1,5 +1,6 @@
 """VideoDataset: samples, and what happens to files that cannot be read."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -130,6 +131,17 @@ def test_rows_known_as_unreadable_are_not_tried(table, monkeypatch):
     dataset.unreadable[0] = "clip.mp4: hangs"
     sample = dataset[ClipIndex(0, 8, 48, 64, 0)]
     assert sample["text"] == "again" and sample["failures"] == [(0, "clip.mp4: hangs")]
+
+
+def test_what_another_run_quarantined_is_replaced_from_that_epoch_on(table, tmp_path):
+    line = {"row": 0, "path": "clip.mp4", "reason": "clip.mp4: was damaged", "epoch": 2}
+    (tmp_path / "quarantine.jsonl").write_text(json.dumps(line) + "\n")
+    dataset = VideoDataset(table, quarantined=str(tmp_path / "quarantine.jsonl"))
+    dataset.replacements = lambda clip: np.array([0, 2])
+    before, after = (dataset[ClipIndex(0, 8, 48, 64, epoch)] for epoch in (1, 2))
+    assert (before["replaced"], before["failures"], before["text"]) == (0, [], "a clip")
+    assert (after["replaced"], after["failures"]) == (1, [(0, "clip.mp4: was damaged")])
+    assert after["text"] == "again" and after["sample"] == 0
 
 
 def test_clips_are_mirrored_whole_with_the_given_probability(table):
