@@ -61,7 +61,13 @@ aes = None  # aesthetic score, a number or a word
 flow = None  # motion score, a number or a word
 camera_motion = None  # such as "pan left"
 score_format = "words"  # of aes and flow: "words" as 1.3 learned, "numbers" as 1.2 did
-llm_refine = False  # let a language model rewrite prompts (sends them to its server)
+llm_refine = False  # let a language model rewrite prompts: sends them, and first frames, to its server
+random_prompts = 0  # prompts to ask the language model for, instead of prompt
+llm = dict(
+    model="gpt-4o",  # as the server at OPENAI_BASE_URL calls it; its key is in OPENAI_API_KEY
+    timeout_s=30.0,  # seconds for an answer
+    retries=2,  # how often to ask again after an error that may pass
+)
 
 # Files
 save_dir = "samples/samples"  # folder of the videos

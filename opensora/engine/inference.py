@@ -29,6 +29,7 @@ from opensora.engine.offload import Offload
 from opensora.engine.output import check_output, file_fps, file_path
 from opensora.engine.preview import check_preview
 from opensora.engine.prompts import Request, make_requests
+from opensora.engine.refinement import invent_prompts, refine_requests
 from opensora.layers.attention import set_attention_backend
 from opensora.layers.sequence import set_sequence_parallel
 from opensora.registry import LOADING_KEYS, MODELS, build
@@ -38,10 +39,6 @@ from opensora.utils.meta_device import meta_device
 from opensora.utils.weights import check_weights
 
 _PARTS = ("model", "vae", "text_encoder", "scheduler", "guidance")
-# Keys that this version cannot serve yet, and their neutral values.
-_NEUTRAL = {
-    "llm_refine": False,
-}
 
 
 def infer(cfg: Mapping[str, Any], requests: list[Request] | None = None) -> list[Path]:
@@ -90,6 +87,8 @@ def infer(cfg: Mapping[str, Any], requests: list[Request] | None = None) -> list
         _check_files(cfg, parts, requests)
         state = parallel_state()
         own = requests[state.data_rank :: state.data_size]
+        if cfg["llm_refine"]:
+            own = refine_requests(own, cfg)
         # The text encoder is the largest part, and gone before the others are read.
         features = encode_texts(text_encoder.to(device), own)
         diffusion = LatentDiffusion.from_config(cfg, _networks(cfg, parts, device))
@@ -136,11 +135,11 @@ def _check_settings(cfg: Mapping[str, Any]) -> None:
     absent = [name for name in _PARTS if name not in cfg or cfg[name] is None]
     if absent:
         raise ValueError(f"{', '.join(absent)}: not in this config; inference needs {', '.join(_PARTS)}.")
-    for key, neutral in _NEUTRAL.items():
-        if cfg[key] != neutral:
-            raise ValueError(
-                f"{key}={cfg[key]!r}: this version makes videos from text alone; set it to {neutral!r}."
-            )
+    if (cfg["llm_refine"] or cfg["random_prompts"]) and cfg["sp_size"] != 1:
+        raise ValueError(
+            f"sp_size={cfg['sp_size']}: processes that share a video would get different answers of the "
+            "language model; refine with sp_size=1."
+        )
     if cfg["preview"] is not None:
         check_preview(cfg["preview"])
     check_output(cfg)
@@ -157,6 +156,8 @@ def _check_settings(cfg: Mapping[str, Any]) -> None:
 
 def _requests(cfg: Mapping[str, Any], parts: Components, folder: Path) -> list[Request]:
     """Return what is to be made and is not there yet; references that are fetched go to `folder`."""
+    if cfg["random_prompts"]:
+        cfg = {**cfg, "prompt": invent_prompts(cfg)}
     size, vae = _size(cfg), parts.vae
     length = choose_length(vae, cfg["num_frames"], cfg["seconds"], file_fps(cfg))
     vae.latent_shape(length, *size)  # says if the size is too small

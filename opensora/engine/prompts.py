@@ -1,7 +1,7 @@
 """Requests: what to generate, one per prompt and sample."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,16 +95,9 @@ def make_requests(cfg: Mapping[str, Any], size: tuple[int, int], num_frames: int
     references, strategies = (
         _each(name, cfg[name], len(prompts)) for name in ("reference_path", "mask_strategy")
     )
-    scores = Scores(cfg["aes"], cfg["flow"], cfg["camera_motion"])
     requests = []
     for i, (prompt, reference, strategy) in enumerate(prompts):
-        texts = [
-            (
-                loop,
-                _final_text(append_scores(text, scores, cfg["score_format"]), prompt, cfg["clean_prompts"]),
-            )
-            for loop, text in split_sections(prompt)
-        ]
+        texts = texts_of(prompt, cfg)
         if cfg["verbose"] > 1:
             get_logger().info("%d: %s", start + i, merge_sections(texts) if len(texts) > 1 else texts[0][1])
         guide = make_guide(
@@ -129,6 +122,32 @@ def make_requests(cfg: Mapping[str, Any], size: tuple[int, int], num_frames: int
             for k in range(cfg["num_sample"])
         ]
     return requests
+
+
+def texts_of(
+    prompt: str, cfg: Mapping[str, Any], rewrite: Callable[[str, int], str] | None = None
+) -> list[tuple[int, str]]:
+    """Return what the text encoder reads of a prompt: its texts, with scores, cleaned if the config says so.
+
+    Args:
+        prompt: One text, or texts per clip of a long video.
+        cfg: Keys of `configs/_base_/inference.py`.
+        rewrite: Makes another text of each and the number of its first clip.
+
+    Returns:
+        For each text the clip that it starts with, and the text.
+
+    Raises:
+        ValueError: A score is wrong, or cleaning leaves nothing.
+    """
+    scores = Scores(cfg["aes"], cfg["flow"], cfg["camera_motion"])
+    clean = cfg["clean_prompts"] and (rewrite is not None or not cfg["llm_refine"])  # else it comes later
+    found = []
+    for loop, section in split_sections(prompt):
+        text = section if rewrite is None else rewrite(section, loop)
+        text = append_scores(text, scores, cfg["score_format"])
+        found.append((loop, _final_text(text, prompt, clean)))
+    return found
 
 
 def _digest(text: str) -> int:

@@ -29,7 +29,8 @@ _FORMAT = 1
 # Keys that chose this file among others, or say where files go: the request has what matters of them.
 _LEFT_OUT = (
     *("prompt", "prompt_path", "start_index", "end_index", "neg_prompt", "csv_reference_column_name"),
-    *("aes", "flow", "camera_motion", "clean_prompts", "score_format", "llm_refine"),
+    *("aes", "flow", "camera_motion", "clean_prompts", "score_format"),
+    *("llm_refine", "random_prompts", "llm"),
     *("reference_path", "mask_strategy", "references"),
     *("save_dir", "skip_existing", "verbose", "preview", "offload", "weight_hashes", "batch_size"),
 )
