@@ -141,7 +141,7 @@ def test_checkpoints_of_others_go_on(one, many, plugin):
 @pytest.mark.dist
 @pytest.mark.parametrize("plugin", PLUGINS)
 def test_one_process_goes_on_from_two(worker, one, two, plugin):
-    setup = worker.Setup("none", folder=one.folder)
+    setup = worker.Setup("none", one.folder)
     setup.trainer.load(list_checkpoints(two[plugin].folder)[-1])
     near([setup.step()["loss"] for _ in range(2)], one.results["loss"][10:12], 1e-4)
 

@@ -88,7 +88,7 @@ def batches_of(step, engine, micro=MICRO):
 class Setup:
     """Task, engine and trainer with one plugin."""
 
-    def __init__(self, plugin, kind="adamw", dtype="fp32", folder=None):
+    def __init__(self, plugin, folder, kind="adamw", dtype="fp32"):
         self.task = make_task()
         trained = [p for p in self.task.model.parameters() if p.requires_grad]
         optimizer = torch.optim.SGD(trained, 0.1) if kind == "sgd" else torch.optim.AdamW(trained, 2e-3)
@@ -144,7 +144,7 @@ def run(plugin, out, checkpoints=()):
     """All measurements of a plugin. Returns results and this process's tensors."""
     world = dist.get_world_size() if dist.is_initialized() else 1
     results, tensors = {"world": world}, {}
-    setup = Setup(plugin, "sgd")
+    setup = Setup(plugin, out, "sgd")
     set_activation_checkpoint(setup.task.model, True)
     own = {key: value.contiguous() for key, value in (outputs(setup) | setup.backward()).items()}
     whole = setup.engine.gather("model", setup.engine.gradients("model"))
@@ -154,7 +154,7 @@ def run(plugin, out, checkpoints=()):
     results["sgd"] = [setup.step()["loss"] for _ in range(STEPS)]
     tensors |= {f"sgd.{key}": value for key, value in setup.engine.weights("model").items()}
 
-    setup = Setup(plugin, folder=out)
+    setup = Setup(plugin, out)
     steps, shadow = [], setup.engine.gather("model", setup.engine.masters("model"))
     for step in range(STEPS):
         steps.append(setup.step())
@@ -162,6 +162,7 @@ def run(plugin, out, checkpoints=()):
             shadow[key].lerp_(value, 1 - DECAY)  # the average of whole weights
         if step + 1 == HALF:
             setup.trainer.save()
+    assert not setup.trainer.settle()
     averages = setup.trainer.averages["model"].whole()
     results["ema is whole"] = all(torch.equal(averages[key], value) for key, value in shadow.items())
     for key in ("loss", "lr", "grad_norm_model"):
@@ -172,12 +173,11 @@ def run(plugin, out, checkpoints=()):
 
     results["origins"] = len(checkpoints)
     for number, checkpoint in enumerate(checkpoints):
-        setup = Setup(plugin)
-        setup.trainer.tracker.folder = out
+        setup = Setup(plugin, out)
         setup.trainer.load(checkpoint)
         results[f"from {number}"] = [setup.step()["loss"] for _ in range(GO_ON)]
     for dtype in ("bf16", "fp16"):
-        setup = Setup(plugin, "sgd", dtype)
+        setup = Setup(plugin, out, "sgd", dtype)
         results[dtype] = [setup.step()["loss"] for _ in range(2)]
         results[f"scale_{dtype}"] = setup.engine._scales["model"].value
     return results, tensors, own
