@@ -5,6 +5,7 @@ docs/autoencoders.md.
 """
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from opensora.layers.causal_conv3d import BareCausalConv3d, set_tiling
 from opensora.layers.tiles import in_tiles
 from opensora.models.causal_video_vae import CausalVideoVAE, inflate
 from opensora.registry import MODELS, build
+from opensora.utils.config import load_config
 
 EXACT = 1e-9
 _VIDEO = dict(
@@ -289,6 +291,21 @@ def test_tiles_of_a_local_layout_are_exact_with_room() -> None:
     assert apart(tiled.decode(z), whole.decode(z)) < EXACT  # neighbours share 42 cells, the network sees 14
     with pytest.raises(ValueError, match="an overlap of 0 to 5"):
         made("VideoVAE, streaming preset", spatial_tile=10, spatial_overlap=6)
+
+
+@torch.no_grad()
+def test_tiles_of_the_shipped_preset_are_close_to_the_whole() -> None:
+    preset = load_config([str(Path(__file__).parents[2] / "configs/vae/train/streaming.py")]).vae
+    own = dict(norm=preset.norm, attention=preset.attention)
+    deep = dict(channel_multipliers=(1, 1, 1, 1), temporal_down=(1, 2), temporal_up=(2, 3), **own)
+    torch.manual_seed(0)
+    whole = build(MODELS, {**_VIDEO, **deep}).eval()
+    tiled = build(MODELS, {**_VIDEO, **deep, "spatial_tile": 18, "spatial_overlap": 9}).eval()
+    tiled.load_state_dict(whole.state_dict())
+    z = nn.functional.interpolate(torch.randn(1, 4, 1, 6, 2), size=(1, 24, 4), mode="trilinear")
+    expected = whole.decode(z)
+    error = (tiled.decode(z) - expected).square().mean()  # the tiles share 12 cells, as the preset has it
+    assert 20 * torch.log10((expected.max() - expected.min()) / error.sqrt()) > 45
 
 
 # Sizes

@@ -16,7 +16,8 @@ with read_base():
 dataset.update(num_frames=17, image_size=(256, 256))
 vae.update(
     norm="pixel",
-    attention="frame",
+    attention="none",  # it would let tiles see less than the whole
+    spatial_overlap=12,  # cells; more than 45 dB from the whole
     micro_batch_size=None,
     micro_batch_size_2d=None,
     micro_frame_size=None,
