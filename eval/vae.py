@@ -26,7 +26,7 @@ from opensora.utils.logging import get_logger
 from opensora.utils.progress import Progress
 from opensora.utils.user_errors import one_line_errors
 
-_CONDITIONS = ("dtype", "metrics", "lpips_network", "lpips_weights", "flow")
+_CONDITIONS = ("dtype", "metrics", "lpips_network", "lpips_weights", "optical_flow")
 
 
 def main() -> None:

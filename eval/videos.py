@@ -59,7 +59,7 @@ def add_metric_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--subset-size", type=int, help="the first so many pairs by name")
     parser.add_argument("--lpips-network", default="alex", choices=("alex", "vgg"))
     parser.add_argument("--lpips-weights", help="folder with the published LPIPS (VGG)")
-    parser.add_argument("--flow", default="dis", choices=list(FLOWS), help="of flolpips")
+    parser.add_argument("--optical-flow", default="dis", choices=list(FLOWS), help="of flolpips")
 
 
 def options_of(args: argparse.Namespace) -> PairOptions:
@@ -70,7 +70,7 @@ def options_of(args: argparse.Namespace) -> PairOptions:
 
 def metric_settings(args: argparse.Namespace) -> dict[str, Any]:
     """Return which networks a command line asks for."""
-    return {name: getattr(args, name) for name in ("lpips_network", "lpips_weights", "flow")}
+    return {name: getattr(args, name) for name in ("lpips_network", "lpips_weights", "optical_flow")}
 
 
 @torch.no_grad()
@@ -84,7 +84,7 @@ def compare(
         other: Folder or file.
         metrics: Names out of `METRICS`.
         options: Which frames, at which size.
-        settings: `lpips_network`, `lpips_weights`, `flow`.
+        settings: `lpips_network`, `lpips_weights`, `optical_flow`.
 
     Returns:
         "metrics" (by name, as `summarise`), "clips" (each with its frames and means), "conditions".
@@ -136,8 +136,8 @@ def build_metrics(
         conditions["lpips"] = network.source
         functions["lpips"] = lambda a, b: network(2 * a - 1, 2 * b - 1).double()
         if "flolpips" in names:
-            functions["flolpips"] = FloLpips(network, FLOWS[settings["flow"]]())
-            conditions["flow"] = settings["flow"]
+            functions["flolpips"] = FloLpips(network, FLOWS[settings["optical_flow"]]())
+            conditions["flow"] = settings["optical_flow"]
     return {name: functions[name] for name in names}, conditions
 
 

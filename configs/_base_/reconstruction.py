@@ -14,4 +14,4 @@ log_stats_every = 100  # clips between these lines
 metrics = ("psnr", "ssim")  # measured by eval.vae: "psnr", "ssim", "lpips", "flolpips"
 lpips_network = "alex"  # of lpips and flolpips: "alex" or "vgg"
 lpips_weights = None  # a folder with the published LPIPS for "vgg"; None takes the weights in a package
-flow = "dis"  # of flolpips: "dis" (OpenCV) or "spynet"
+optical_flow = "dis"  # of flolpips: "dis" (OpenCV) or "spynet"

