@@ -38,7 +38,8 @@ def dis_flow(first: Tensor, second: Tensor) -> Tensor:
         import cv2
     except ImportError as error:
         raise ImportError(
-            "optical flow needs OpenCV; run pip install opencv-python-headless, or choose --optical-flow spynet."
+            "optical flow needs OpenCV; run pip install opencv-python-headless, or choose "
+            "--optical-flow spynet."
         ) from error
     _check(first)
     search = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
