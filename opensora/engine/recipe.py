@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import av
@@ -32,7 +34,18 @@ _LEFT_OUT = (
     *("aes", "flow", "camera_motion", "clean_prompts", "score_format"),
     *("llm_refine", "random_prompts", "llm"),
     *("reference_path", "mask_strategy", "references"),
-    *("save_dir", "skip_existing", "verbose", "preview", "offload", "weight_hashes", "batch_size"),
+    *(
+        "save_dir",
+        "sample_name",
+        "num_sample",
+        "prompt_as_path",
+        "skip_existing",
+        "verbose",
+        "preview",
+        "offload",
+        "weight_hashes",
+        "batch_size",
+    ),
 )
 _ENCODER_FILES = (".safetensors", ".json", ".model", ".txt")  # weights, settings, tokenizer
 _COMPARED = ("weights", "references", "made_by")  # beside the config
@@ -65,7 +78,7 @@ class Recipes:
 
         It holds no time and no name of a folder of output, so the same video has the same bytes.
         """
-        own = {part.name: getattr(request, part.name) for part in fields(request)}
+        own = {part.name: getattr(request, part.name) for part in fields(request) if part.name != "index"}
         own["guide"] = [*request.guide.written, request.guide.cond_type]
         first = {"prompt": request.prompt, "seed": self.config["seed"]}
         files = {"references": [describe_file(file)["hash"] for file in request.guide.files]}
@@ -97,7 +110,7 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
         found = {name: recipe[name] for name in ("prompt", "seed", "config_hash", *_COMPARED)}
         found["config"] = dict(_unpack(recipe["config"]))
         own = _unpack(recipe["request"])
-        found["request"] = Request(**{**own, "guide": make_guide(*own["guide"])})
+        found["request"] = Request(**{**own, "index": 0, "guide": make_guide(*own["guide"])})
     except (json.JSONDecodeError, LookupError, TypeError, RecursionError) as error:
         raise ValueError(
             f"{path}: carries no recipe; files made with metadata=True do, as long as no other program "
@@ -122,21 +135,17 @@ def replay(path: str | Path, words: Sequence[str] = ()) -> Path:
         ValueError: There is no recipe, the weights here are others, or the new file would replace the old.
         FileNotFoundError: The file or its weights are missing.
     """
-    from opensora.engine.inference import infer
-    from opensora.engine.output import file_path
-
     path = Path(path)
     recipe = read_recipe(path)
     request = recipe["request"]
     values = {**base_configs()["inference"], **recipe["config"], "save_dir": _REPLAY_DIR}
     apply_overrides(values, words)
-    cfg = Config(values)
-    target = file_path(request, cfg)
+    target = Path(values["save_dir"]) / path.name
     if target.resolve() == path.resolve():
         raise ValueError(f"{path}: would be replaced by its replay; give another --save-dir.")
     _compare_weights(path, recipe["weights"], hash_weight_files(values, values["weight_hashes"]))
     get_logger().info("%s: %r, seed %d", path, request.prompt, recipe["seed"])
-    (made,) = infer(cfg, [request])
+    made = _make(request, values, target)
     if _same(made, path):
         get_logger().info("%s: the same as %s, byte for byte", made, path)
         return made
@@ -145,6 +154,20 @@ def replay(path: str | Path, words: Sequence[str] = ()) -> Path:
         "%s: not the bytes of %s (%s)", made, path, "; ".join(why) or "another processor, or a changed file"
     )
     return made
+
+
+def _make(request: Request, values: Mapping[str, Any], target: Path) -> Path:
+    """Make a request and what belongs to it in a folder of its own, then give all of it the target's name."""
+    from opensora.engine.inference import infer
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".replay-", dir=target.parent) as folder:
+        (made,) = infer(Config({**values, "save_dir": folder, "num_sample": 1}), [request])
+        shutil.rmtree(target, ignore_errors=True)  # a folder of frames from an earlier replay
+        stem = target.name.removesuffix(made.suffix)
+        for file in Path(folder).iterdir():
+            file.replace(target.parent / file.name.replace(made.stem, stem, 1))
+    return target
 
 
 def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -308,10 +308,10 @@ WRONG = {
         "reference 'http://localhost/a.png': not fetched; get the file, or --references.urls True",
     ),
     "step type": (
-        ["--postprocess", "[{'type': 'Watermarks'}]"],
+        ["--postprocess", "[{{'type': 'Watermarks'}}]"],
         "no such postprocessor. Did you mean Watermark",
     ),
-    "step key": (["--postprocess", "[{'type': 'Deflicker', 'windo': 3}]"], "did you mean 'window'?"),
+    "step key": (["--postprocess", "[{{'type': 'Deflicker', 'windo': 3}}]"], "did you mean 'window'?"),
     "format": (["--video-format", "avi"], "video_format='avi': use one of mp4"),
     "steps": (["--num-sampling-steps", "0"], "num_sampling_steps=0: use at least 1"),
     "type": (["--model.type", "STDiT4"], "type='STDiT4': no such model. Did you mean STDiT3"),

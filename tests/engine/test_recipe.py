@@ -15,7 +15,7 @@ from opensora.utils.config import load_config
 from opensora.utils.weights import save_safetensors
 
 CONFIG = str(Path(__file__).parents[1] / "data/tiny_inference.py")
-REQUEST = Request("a 猫", "a 猫 there", None, 3, 1, 5, 16, 24, 24.0)
+REQUEST = Request("a 猫", "a 猫 there", None, 0, 1, 5, 16, 24, 24.0)
 
 
 @pytest.fixture
