@@ -151,7 +151,7 @@ def test_one_process_goes_on_from_two(worker, one, two, plugin):
 def test_half_precision_gives_nearly_the_losses(one, many, dtype):
     assert many.results[dtype] == pytest.approx(one.results["sgd"][:2], rel=0.03)
     assert many.results[dtype] != one.results["sgd"][:2]
-    assert many.results[f"scale_{dtype}"] == (65536 if dtype == "fp16" else 1)
+    assert many.results[f"scale_{dtype}"] == (256 if dtype == "fp16" else 1)
 
 
 @every_run
