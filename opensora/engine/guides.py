@@ -5,7 +5,7 @@ seconds or frames (`keep 0..0.5s from ref.mp4 at start`).
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from opensora.layers.known_frames import KnownFrames, of_class, shorten
 
@@ -125,7 +125,7 @@ class Guide:
     references: tuple[str, ...] = ()
     entries: tuple[KnownFrames | Sentence, ...] = ()
     cond_type: str | None = None
-    written: tuple[str | None, str | None] = (None, None)
+    written: tuple[str | None, str | None] = field(default=(None, None), compare=False)
 
     @property
     def text(self) -> str:

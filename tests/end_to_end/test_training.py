@@ -128,7 +128,7 @@ WRONG = {
     "missing table": (["--data-path", "nowhere.csv"], "no such table or folder; set --data-path to one"),
     "column": (["--data-path", "{bare}"], "no column num_frames, height, width; it has path, text"),
     "gpu": (["--device", "cuda"], "device='cuda': torch sees no GPU here"),
-    "plugin": (["--plugin", "zero3"], "plugin='zero3': use one of none, ddp, zero1, zero2, zero1-seq"),
+    "plugin": (["--plugin", "zero3"], "plugin='zero3': use one of none, ddp, fsdp2, zero1, zero2"),
     "sequence": (["--sp-size", "2"], "sp_size=2: it must divide the number of processes, which is 1"),
     "sequence mode": (["--sequence-parallel", "ring"], "sequence_parallel='ring': use one of auto, ulysses"),
     "joint": (["--dataset.num_images", "4"], "the networks of this version do not read images behind clips"),
@@ -186,7 +186,7 @@ def test_a_config_for_inference_is_refused(scripts, capsys):
     config = ROOT / "configs/opensora-v1-3/inference/demo.py"
     with pytest.raises(SystemExit):
         scripts.here(str(ROOT / "scripts/train.py"), str(config))
-    assert "epochs, max_steps" in (error := capsys.readouterr().err) and "no config for training" in error
+    assert "epochs" in (error := capsys.readouterr().err) and "no config for training" in error
 
 
 def test_a_misspelled_key_of_a_component(scripts, denoiser, tmp_path, capsys):

