@@ -25,7 +25,8 @@ from opensora.datasets.frame_index import UNKNOWN_FPS, frame_index
 from opensora.datasets.reading import ClipError, Deadline, ReadOptions, guarded, open_video
 from opensora.utils.files import whole_file
 
-VIDEO_EXTENSIONS = (".mp4", ".avi", ".mov", ".mkv", ".webm")
+VIDEO_EXTENSIONS = (".mp4", ".avi", ".mov", ".mkv")  # what tables and folders call a video, as published
+_READABLE = (*VIDEO_EXTENSIONS, ".webm")
 IMAGE_FPS = 120.0  # the published networks learned this number as the mark of an image
 
 # How videos are written, by suffix: codec, quality, its other options, and those of the container.
@@ -388,9 +389,9 @@ def _atomic(path: Path, write: Callable[[Path], None]) -> Path:
 
 
 def _check_extension(path: str) -> None:
-    if not is_video(path):
+    if Path(path).suffix.lower() not in _READABLE:
         raise ClipError(
-            f"{path}: unknown extension. Videos are {' '.join(VIDEO_EXTENSIONS)}, images "
+            f"{path}: unknown extension. Videos are {' '.join(_READABLE)}, images "
             f"{' '.join(IMAGE_EXTENSIONS)}."
         )
 
