@@ -52,7 +52,7 @@ def main() -> None:
         "--nproc_per_node",
         str(processes),
     ]
-    data, outputs = ["--data-path", str(table)], ["--outputs", str(args.folder)]
+    data, outputs = ["--data-path", str(table)], ["--outputs", str(args.folder), *precision()]
     say("1/6 autoencoder")
     run([*launch, "scripts/train_vae.py", str(CONFIGS / "demo_vae.py"), *data, *outputs])
     statistics = latent_statistics(args.folder, table)
@@ -60,7 +60,7 @@ def main() -> None:
     say("2/6 latents and captions, computed once")
     denoiser, features = str(CONFIGS / "demo.py"), str(args.folder / "features")
     extract = [sys.executable, "scripts/extract_features.py", denoiser, *data, *trained_vae]
-    run([*extract, "--save-dir", features])
+    run([*extract, "--save-dir", features, *precision()])
     say("3/6 denoiser, stopped once by SIGKILL on purpose")
     cached = ["--dataset", repr({"type": "FeatureDataset", "data_path": features})]
     train = [*launch, "scripts/train.py", denoiser, *cached, *outputs, *trained_vae]
@@ -86,6 +86,14 @@ def default_processes() -> int:
     import torch
 
     return 1 if torch.cuda.device_count() == 1 else 2
+
+
+def precision() -> list[str]:
+    """Return the flags for float32 where a processor only emulates bfloat16, 50 times as slow."""
+    import torch
+
+    emulated = not torch.cuda.is_available() and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return ["--dtype", "fp32"] if emulated else []
 
 
 def say(text: str) -> None:
@@ -187,7 +195,7 @@ def generate(folder: Path, statistics: list[str]) -> list[Path]:
         str(folder / "vae"),
         *statistics,
     ]
-    run([*command, "--save-dir", str(folder / "samples"), "--prompt", *captions])
+    run([*command, *precision(), "--save-dir", str(folder / "samples"), "--prompt", *captions])
     return [folder / "samples" / f"sample_{i:04d}.mp4" for i in range(len(captions))]
 
 

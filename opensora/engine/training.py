@@ -30,6 +30,7 @@ from opensora.engine.training_data import TrainingData
 from opensora.engine.validation import Validation
 from opensora.engine.warm_up import warm_up
 from opensora.layers.attention import set_attention_backend
+from opensora.layers.fused import is_bf16_quick
 from opensora.layers.sequence import check_mode, set_sequence_parallel
 from opensora.utils.config import make_run_folder
 from opensora.utils.config_defaults import base_configs
@@ -129,6 +130,8 @@ def build_run(cfg: Mapping[str, Any], make_task: Callable[[Mapping[str, Any]], A
             compile_blocks(module)
     optimizers = {name: build_optimizer(module, cfg["optimizer"]) for name, module in modules.items()}
     engine = build_run_engine(cfg, modules, optimizers)
+    if engine.device.type == "cpu" and cfg["dtype"] == "bf16" and not is_bf16_quick():
+        get_logger().warning("this processor only emulates bfloat16: --dtype fp32 can be 50 times as fast")
     task.place(engine.device, parse_dtype(cfg["dtype"]))
     return task, engine
 

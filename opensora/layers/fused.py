@@ -206,6 +206,11 @@ def _gelu_backward(x: Tensor, y: Tensor, grad: Tensor) -> None:
     grad.mul_(slope.addcmul_(slope, s, value=-1).add_(s))  # s + y (1 - s) (c + 3 c' x^2)
 
 
+def is_bf16_quick() -> bool:
+    """Whether this processor multiplies bfloat16 numbers, or at least converts them quickly."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 @cache
 def _has_linear_gelu(dtype: torch.dtype) -> bool:
     """Whether oneDNN has a quick product with GELU at its end, which saves passes over the width between.
@@ -216,5 +221,5 @@ def _has_linear_gelu(dtype: torch.dtype) -> bool:
         return False
     supported = dtype == torch.float32 and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
     if dtype == torch.bfloat16:
-        supported = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        supported = is_bf16_quick()
     return bool(supported)
