@@ -8,21 +8,10 @@
 from mmengine.config import read_base
 
 with read_base():
-    from ..._base_.autoencoder import *
-    from ..._base_.runtime import *
-    from ..._base_.video import *
-    from ..._base_.vqvae import *
+    from .vqvae import *
 
 vae.update(causal=True, norm="pixel", downsample=(4, 8, 8))
-dataset.update(num_frames=17, image_size=(128, 128))
-loss.update(
-    perceptual_weight=0.0, l1_weight=0.0, mse_weight=4.17, kl_weight=1.0
-)  # 1 / 0.06 for values in +-0.5
+dataset.update(num_frames=17)
 
-epochs = 100
-batch_size = 8
-num_workers = 16
-optimizer.update(lr=7e-4, eps=1e-08)
-lr_schedule.update(cosine=True)
 outputs = "outputs/causal_vqvae"
 mixed_frames.update(strategy="image", image_ratio=0.2)

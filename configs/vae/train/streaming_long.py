@@ -9,23 +9,9 @@
 from mmengine.config import read_base
 
 with read_base():
-    from ..._base_.autoencoder import *
-    from ..._base_.runtime import *
-    from ..._base_.video import *
-    from ..._base_.video_vae import *
+    from .streaming import *
 
-dataset.update(num_frames=65, image_size=(256, 256))
-vae.update(
-    norm="pixel",
-    attention="none",  # it would let tiles see less than the whole
-    spatial_overlap=12,  # cells; more than 45 dB from the whole
-    micro_batch_size=None,
-    micro_batch_size_2d=None,
-    micro_frame_size=None,
-    temporal_overlap=False,
-    latent_mean=None,
-    latent_std=None,
-)
+dataset.update(num_frames=65)
 discriminator = dict(
     type="PatchDiscriminator",
     from_pretrained=None,
@@ -38,12 +24,9 @@ discriminator = dict(
     time_halvings=0,
 )
 
-epochs = 100
-ema_decay = 0.999
 outputs = "outputs/vae_streaming_long"
-batch_size = 1
-num_workers = 16
 loss.update(learned_logvar=True)
 gan.update(start=2001)
-mixed_frames.update(strategy="random")
-optimizer.update(lr=1e-5, eps=1e-08)
+mixed_frames.update(strategy="random", image_ratio=0.0)
+optimizer.update(lr=1e-5)
+lr_schedule.update(warmup_steps=0)
