@@ -146,22 +146,18 @@ def prepare_clips(folder: Path) -> Path:
 
 def latent_statistics(folder: Path, table: Path) -> list[str]:
     """Measure mean and deviation of the latents, as options for the next scripts."""
-    import torch
-
-    from opensora.datasets.video_io import read_clip
     from opensora.engine.build import build_components
+    from opensora.engine.reconstruction import LatentStatistics, Original, encode
     from opensora.utils.config import load_config
 
     cfg = load_config([str(CONFIGS / "demo_vae.py"), "--vae.from_pretrained", str(folder / "vae")])
     vae = build_components({"vae": cfg["vae"]}).vae.eval()
+    statistics = LatentStatistics(vae.latent_channels)
     with open(table, newline="") as file:
-        paths = [row["path"] for row in csv.DictReader(file)]
-    with torch.no_grad():
-        clips = [read_clip(path, range(LENGTH)).permute(3, 0, 1, 2)[None] / 127.5 - 1 for path in paths]
-        z = torch.cat([vae.encode(clip) for clip in clips])
-    mean, std = z.mean((0, 2, 3, 4)), z.std((0, 2, 3, 4))
-    texts = [repr([round(float(x), 5) for x in values]) for values in (mean, std)]
-    return ["--vae.latent_mean", texts[0], "--vae.latent_std", texts[1]]
+        for row in csv.DictReader(file):
+            statistics.add(encode(vae, Original.of(row["path"], LENGTH)))
+    found = statistics.per_channel()
+    return [word for name, values in found.items() for word in (f"--vae.{name}", repr(values))]
 
 
 def kill_once(command: list[str], run_folder: Path) -> None:

@@ -16,7 +16,14 @@ from torch import Tensor
 
 from opensora.acceleration.parallel import shut_down
 from opensora.datasets.video_io import write_image, write_video
-from opensora.engine.reconstruction import Original, encode, find_originals, load_autoencoder, reconstruct
+from opensora.engine.reconstruction import (
+    LatentStatistics,
+    Original,
+    encode,
+    find_originals,
+    load_autoencoder,
+    reconstruct,
+)
 from opensora.utils.config import read_command_line
 from opensora.utils.logging import get_logger
 from opensora.utils.progress import Progress
@@ -49,39 +56,48 @@ def run(cfg: Mapping[str, Any]) -> None:
     statistics = LatentStatistics(vae.latent_channels)
     progress = Progress("clips", len(originals))
     for i, (name, original) in enumerate(originals.items(), 1):
+        paths = output_paths(name, original, cfg)
+        there = bool(paths) and all(path.exists() for path in paths.values())
+        if there:
+            get_logger().info("%s: its files are there already", name)
+        z = None if there and not cfg["cal_stats"] else encode(vae, original)
         if cfg["cal_stats"]:
-            statistics.add(encode(vae, original))
+            statistics.add(z)
             if i % cfg["log_stats_every"] == 0 or i == len(originals):
                 get_logger().info("latents of %d clips: %s", i, statistics.line())
-        if cfg["save_dir"] is not None:
-            save(vae, name, original, cfg)
+        if paths and not there:
+            save(vae, original, z, paths, cfg)
         progress.add()
 
 
-def save(vae: Any, name: str, original: Original, cfg: Mapping[str, Any]) -> None:
-    """Write one clip and its reconstruction, unless they are there.
-
-    Frames are written as they are decoded, so memory does not grow with the length; the file with both beside
-    each other takes a second pass.
-    """
+def output_paths(name: str, original: Original, cfg: Mapping[str, Any]) -> dict[str, Path]:
+    """Return the files of a clip by kind; none without `save_dir`."""
+    if cfg["save_dir"] is None:
+        return {}
     ending = ".png" if original.num_frames == 1 else ".mp4"
     kinds = ("ori", "rec", "side") if cfg["side_by_side"] else ("ori", "rec")
-    paths = {kind: Path(f"{cfg['save_dir']}_{kind}") / (name + ending) for kind in kinds}
-    if all(path.exists() for path in paths.values()):
-        get_logger().info("%s: its files are there already", name)
-        return
+    return {kind: Path(f"{cfg['save_dir']}_{kind}") / (name + ending) for kind in kinds}
+
+
+def save(vae: Any, original: Original, z: Tensor, paths: Mapping[str, Path], cfg: Mapping[str, Any]) -> None:
+    """Write one clip and its reconstruction from its latents.
+
+    Frames are written as they are decoded, so memory does not grow with the length; the file with both beside
+    each other is decoded once more.
+    """
     error = SquaredError()
     sources = {
         "ori": lambda: original.pieces(),
-        "rec": lambda: (error.add(*pair) for pair in reconstruct(vae, original)),
-        "side": lambda: (beside(*pair, cfg["difference_gain"]) for pair in reconstruct(vae, original)),
+        "rec": lambda: (error.add(*pair) for pair in reconstruct(vae, original, z)),
+        "side": lambda: (beside(*pair, cfg["difference_gain"]) for pair in reconstruct(vae, original, z)),
     }
     for kind, path in paths.items():
         if original.num_frames == 1:
             write_image(next(iter(sources[kind]())), path)
         else:
             write_video(sources[kind](), path, cfg["fps"] / cfg["frame_interval"])
-    get_logger().info("%s: %d frames, PSNR %.2f dB before compression", name, original.num_frames, error.psnr)
+    text = "%s: %d frames, PSNR %.2f dB before compression"
+    get_logger().info(text, paths["rec"].stem, original.num_frames, error.psnr)
 
 
 def beside(original: Tensor, reconstruction: Tensor, gain: float) -> Tensor:
@@ -105,33 +121,6 @@ class SquaredError:
     def psnr(self) -> float:
         """Of all frames as one, in dB; values span [-1, 1]."""
         return -10 * math.log10(max(self.total / max(self.count, 1) / 4, 1e-10))
-
-
-class LatentStatistics:
-    """Mean and deviation of latents, over all values and per channel.
-
-    Args:
-        channels: Latent channels.
-    """
-
-    def __init__(self, channels: int) -> None:
-        self.count = 0
-        self.sums = torch.zeros(2, channels, dtype=torch.float64)
-
-    def add(self, z: Tensor) -> None:
-        """Count the latents of a clip. Shape [B, Z, T, H, W]."""
-        values = z.detach().cpu().double().transpose(0, 1).flatten(1)
-        self.count += values.shape[1]
-        self.sums += torch.stack((values.sum(1), values.square().sum(1)))
-
-    def line(self) -> str:
-        """Return what was counted: mean and deviation of all, and of each channel as lists for a config."""
-        mean, square = self.sums / self.count
-        deviation = (square - mean**2).clamp(min=0).sqrt()
-        whole = (square.mean() - mean.mean() ** 2).clamp(min=0).sqrt()
-        rounded = [[round(float(x), 5) for x in row] for row in (mean, deviation)]
-        lists = f"latent_mean={rounded[0]}, latent_std={rounded[1]}"
-        return f"mean {mean.mean():.4f}, deviation {whole:.4f}; {lists}"
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ class Original:
 
 
 @torch.no_grad()
-def reconstruct(vae: Any, original: Original) -> Iterator[tuple[Tensor, Tensor]]:
+def reconstruct(vae: Any, original: Original, z: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
     """Encode and decode a clip, and yield it beside its reconstruction, part by part.
 
     Every frame and pixel comes back: a length or size that the autoencoder does not give back is filled up by
@@ -84,12 +84,13 @@ def reconstruct(vae: Any, original: Original) -> Iterator[tuple[Tensor, Tensor]]
     Args:
         vae: An autoencoder.
         original: What is encoded.
+        z: Its latents, where `encode` has made them already.
 
     Yields:
         Original and reconstruction, on the CPU, about [-1, 1]. Shapes [3, T, H, W].
     """
     start = 0
-    for part in vae.decode_stream(encode(vae, original), original.num_frames):
+    for part in vae.decode_stream(encode(vae, original) if z is None else z, original.num_frames):
         stop = start + part.shape[2]
         truth = original.read(start, stop)
         yield truth, part[0, :, :, : truth.shape[2], : truth.shape[3]].float().cpu()
@@ -132,6 +133,37 @@ def _filled(vae: Any, original: Original, start: int, stop: int) -> Tensor:
     edges = (0, width - frames.shape[3], 0, height - frames.shape[2], 0, beyond)
     weight = next(vae.parameters())
     return F.pad(frames[None], edges, mode="replicate").to(weight)
+
+
+class LatentStatistics:
+    """Mean and deviation of latents, over all values and per channel.
+
+    Args:
+        channels: Latent channels.
+    """
+
+    def __init__(self, channels: int) -> None:
+        self.count = 0
+        self.sums = torch.zeros(2, channels, dtype=torch.float64)
+
+    def add(self, z: Tensor) -> None:
+        """Count the latents of a clip. Shape [B, Z, T, H, W]."""
+        values = z.detach().cpu().double().transpose(0, 1).flatten(1)
+        self.count += values.shape[1]
+        self.sums += torch.stack((values.sum(1), values.square().sum(1)))
+
+    def per_channel(self) -> dict[str, list[float]]:
+        """Return `latent_mean` and `latent_std` for a config."""
+        mean, square = self.sums / self.count
+        deviation = (square - mean**2).clamp(min=0).sqrt()
+        rows = {"latent_mean": mean, "latent_std": deviation}
+        return {name: [round(float(x), 5) for x in row] for name, row in rows.items()}
+
+    def line(self) -> str:
+        """Return what was counted: mean and deviation of all, and of each channel as lists for a config."""
+        mean, square = (self.sums / self.count).mean(1)
+        lists = ", ".join(f"{name}={values}" for name, values in self.per_channel().items())
+        return f"mean {mean:.4f}, deviation {(square - mean**2).clamp(min=0).sqrt():.4f}; {lists}"
 
 
 def find_originals(cfg: Mapping[str, Any]) -> dict[str, Original]:
