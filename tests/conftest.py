@@ -1,9 +1,12 @@
 """Settings and fixtures for all tests."""
 
+import json
 import logging
 import os
 import runpy
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
@@ -46,6 +49,45 @@ def complain() -> Callable[[list[str]], None]:
             pytest.fail("\n".join(findings), pytrace=False)
 
     return fail
+
+
+class LanguageModel(ThreadingHTTPServer):
+    """Speaks OpenAI's protocol: gives what is in `answers`, one after the other, and keeps what was asked."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Answering)
+        self.url = f"http://127.0.0.1:{self.server_port}/v1/"
+        self.answers, self.asked, self.headers = [], [], []
+
+
+class _Answering(BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.asked.append((self.path, json.loads(body)))
+        self.server.headers.append(dict(self.headers))
+        answer = self.server.answers.pop(0) if len(self.server.answers) > 1 else self.server.answers[0]
+        if callable(answer):
+            return answer(self)
+        status, body = answer if isinstance(answer, tuple) else (200, answer)
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def language_model() -> Iterator[LanguageModel]:
+    """Start a server on this machine that stands in for a language model's."""
+    server = LanguageModel()
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join(5)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -64,7 +64,8 @@ def refine_requests(requests: Sequence[Request], cfg: Mapping[str, Any]) -> list
                 cfg,
                 lambda text, loop, first=first: refiner.refine(text, None if loop else first),
             )
-            get_logger().info("%r became %r", request.prompt, known[key][0][1])
+            if not refiner.off:
+                get_logger().info("%r became %r", request.prompt, known[key][0][1])
         texts = known[key]
         refined.append(replace(request, text=texts[0][1], later=tuple(texts[1:])))
     return refined
@@ -109,8 +110,8 @@ class Refiner:
         self.off = not given and not self.key
         if self.off:
             get_logger().warning(
-                "prompts stay as they are: llm_refine needs OPENAI_API_KEY in the environment, or "
-                "OPENAI_BASE_URL for another server"
+                "prompts stay as they are: a language model needs OPENAI_API_KEY in the environment, or "
+                "OPENAI_BASE_URL for another server than OpenAI's"
             )
         self._opener = urllib.request.build_opener(_NoRedirect)
 

@@ -5,7 +5,6 @@ import io
 import json
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
@@ -20,49 +19,17 @@ SETTINGS = {"model": "small", "timeout_s": 5.0, "retries": 1}
 CFG = {**base_configs()["inference"], "llm": SETTINGS, "llm_refine": True}
 
 
-class Server(ThreadingHTTPServer):
-    """Answers with what is in `answers`, one after the other, and keeps what it was asked."""
-
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.answers, self.asked, self.headers = [], [], []
-
-
-class Handler(BaseHTTPRequestHandler):
-    def do_POST(self):
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        self.server.asked.append((self.path, json.loads(body)))
-        self.server.headers.append(dict(self.headers))
-        answer = self.server.answers.pop(0) if len(self.server.answers) > 1 else self.server.answers[0]
-        if callable(answer):
-            return answer(self)
-        status, body = answer if isinstance(answer, tuple) else (200, answer)
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *args):
-        pass
-
-
 def says(text):
     return json.dumps({"choices": [{"message": {"role": "assistant", "content": text}}]}).encode()
 
 
 @pytest.fixture
-def server(monkeypatch):
-    found = Server()
-    thread = threading.Thread(target=found.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
-    monkeypatch.setenv("OPENAI_BASE_URL", f"http://127.0.0.1:{found.server_port}/v1/")
+def server(language_model, monkeypatch):
+    monkeypatch.setenv("OPENAI_BASE_URL", language_model.url)
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
     monkeypatch.setenv("NO_PROXY", "*")
     monkeypatch.setattr("opensora.engine.refinement.time.sleep", lambda seconds: None)
-    yield found
-    found.shutdown()
-    found.server_close()
-    thread.join(5)
+    return language_model
 
 
 def test_a_prompt_is_asked_for_and_comes_as_one_paragraph(server):
@@ -180,7 +147,9 @@ def test_without_key_and_server_nothing_is_sent(monkeypatch, caplog):
     refiner = Refiner(SETTINGS)
     monkeypatch.setattr(refiner, "_post", None)
     assert refiner.refine("a cat") == "a cat"
-    assert "llm_refine needs OPENAI_API_KEY" in caplog.text
+    assert "a language model needs OPENAI_API_KEY" in caplog.text
+    with pytest.raises(ValueError, match="no prompt came.*give --prompt instead"):
+        invent_prompts({**CFG, "random_prompts": 1})
 
 
 def test_a_server_of_ones_own_needs_no_key(server, monkeypatch):
