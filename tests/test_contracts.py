@@ -55,7 +55,7 @@ def test_every_registered_name_is_here():
     assert set(MODELS.module_dict) == {*DENOISER, *AUTOENCODER, *TEXT_ENCODER, *OTHER}
     assert set(CONDITIONS.module_dict) == set(CONDITION)
     assert set(SCHEDULERS.module_dict) == {*SCHEDULER, *FRAME_MASK}
-    assert set(DATASETS.module_dict) == {"VideoDataset", "FeatureDataset"}  # tests/datasets
+    assert set(DATASETS.module_dict) == {"VideoDataset", "FeatureDataset", "ShapesDataset"}  # tests/datasets
 
 
 def inputs(frames=3):

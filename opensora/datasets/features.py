@@ -117,7 +117,7 @@ class ClipSource(Dataset):
     """The clips to extract, by number, each with what names its content.
 
     Args:
-        dataset: The `VideoDataset`.
+        dataset: A dataset of clips. One that makes them itself has `describe_file(row)`.
         clips: Fields of `ClipIndex`. int64, shape [N, 5].
     """
 
@@ -134,7 +134,9 @@ class ClipSource(Dataset):
         try:
             sample = self.dataset[clip]
             frames = self.dataset.frame_indices(clip)
-            return {**sample, "path": path, "frames": frames, "file": describe_file(path)}
+            made = hasattr(self.dataset, "describe_file")
+            file = self.dataset.describe_file(clip.row) if made else describe_file(path)
+            return {**sample, "path": path, "frames": frames, "file": file}
         except (ClipError, OSError) as error:
             return {"path": path, "error": str(error), "file": stamp_if_there(path)}
 
