@@ -54,7 +54,7 @@ def generate(
 
     previews = None if cfg["preview"] is None else Previews(diffusion, cfg["preview"], show or to_file)
     progress = Progress(len(requests), cfg["verbose"])
-    size = 1 if diffusion.device.type == "cpu" else cfg["batch_size"]
+    size = videos_at_once(cfg, diffusion.device)
     for first in range(0, len(requests), size):
         batch = requests[first : first + size]
         z = sampler.sample(batch, features, _both(progress.begin(first, len(batch)), previews))
@@ -67,6 +67,11 @@ def generate(
                 path = output.save(sampler.watch(video, request), request)
                 preview_path(request, cfg).unlink(missing_ok=True)
                 yield path
+
+
+def videos_at_once(cfg: Mapping[str, Any], device: torch.device) -> int:
+    """Return how many videos are sampled in one batch."""
+    return 1 if device.type == "cpu" else cfg["batch_size"]
 
 
 def encode_texts(text_encoder: Any, requests: Sequence[Request]) -> dict[str, Tensor]:

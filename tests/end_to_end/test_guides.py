@@ -12,6 +12,7 @@ import torch
 
 from opensora.datasets.transforms import apply_cut, plan_cut
 from opensora.datasets.video_io import is_image, probe, read_clip, read_image, write_image, write_video
+from opensora.engine import generation
 from opensora.engine.build import build_components
 from opensora.engine.checkpoint import RunState
 from opensora.engine.checkpoint_writer import save_checkpoint
@@ -158,6 +159,28 @@ def test_given_frames_come_back_and_others_are_new(modes):
             elif known[0] == pair[0] and chunk == 0:
                 print(f"{name}: one latent of a chunk is given, {psnr(shown[:, :1], own):.1f} dB")
     assert psnr(modes.frames[list(MODES).index("image to video"), 0], text) < 40
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("way", ["frames", "reference"])
+def test_a_batch_of_guides_is_what_each_alone_is(make, calls, monkeypatch, way):
+    """What a GPU does: several prompts at once, with references, without, and with an edit."""
+    names = ("image to video", "extension forward", "connection of clips", "edit", "text")
+    references, strategies, _ = zip(*(MODES[name] for name in names), strict=True)
+    prompts = [*names[:-1], "|0|a cat sleeps on a red mat|1|a dog"]  # of different lengths
+    options = ("--prompt", *prompts, "--reference-path", *map(str, references), "--known-as", way)
+    options += ("--mask-strategy", *map(str, strategies), "--loop", 2, "--condition-frame-length", 2)
+    options += ("--guidance.scales", "{'frames': {'scale': 2.0}, 'text': {'scale': 3.0}}", "--batch-size", 5)
+    alone = {i: z.clone() for i, z in make(*options).latents.items()}
+    assert len(alone) == 5 and len(calls) == 10
+    calls.clear()
+    monkeypatch.setattr(generation, "videos_at_once", lambda cfg, device: cfg["batch_size"])
+    together = make(*options).latents
+    # Beside the noise, frames are a condition of its own: who has none in a clip is sampled apart.
+    first = [5] if way == "frames" else [4, 1]
+    assert [len(call["text_features"]) for call in calls] == [*first, 5]
+    for number, name in enumerate(names):
+        torch.testing.assert_close(together[number], alone[number], atol=1e-5, rtol=0, msg=name)
 
 
 @torch.no_grad()
@@ -354,3 +377,24 @@ def test_the_script_makes_the_file_that_the_formula_says(folder, tmp_path):
     assert (info.num_frames, info.height, info.width) == (21, *SIZE)  # 2 (6 - 2) + 2 latents are 5 chunks
     assert "frames 0 to 4 of the clip" in done.stdout and "clip 1: mean" in done.stdout
     assert (tmp_path / "sample_0000_drift.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.dist
+@pytest.mark.parametrize("way", ["frames", "reference"])
+def test_two_processes_share_a_guided_long_video(folder, scripts, tmp_path, way):
+    weights = ("--ckpt-path", folder / "model", "--vae.from_pretrained", folder / "vae", "--known-as", way)
+    guides = ("--reference-path", folder / "a.png", "none", "--mask-strategy", "0", "none")
+    options = (*guides, "--prompt", "|0|a cat|1|a dog", "rain", "--loop", 2, "--condition-frame-length", 2)
+    options += ("--num-frames", FRAMES, "--video-format", "png", "--preview", 1)
+    options += ("--guidance.scales", "{'frames': {'scale': 2.0}, 'text': {'scale': 3.0}}")
+    script = str(ROOT / "scripts/inference.py")
+    for name, sharing in (("one", ()), ("two", ("--sp-size", 2))):
+        words = (CONFIG, *weights, *options, "--save-dir", tmp_path / name, *sharing)
+        scripts.finish(scripts.start(script, *map(str, words), processes=2 if sharing else 1))
+    one, two = (sorted(p.relative_to(tmp_path / n) for p in (tmp_path / n).rglob("*")) for n in ("one", "two"))
+    assert one == two and len([path for path in one if path.parent.name == "sample_0000"]) == 21
+    for path in one:
+        if path.suffix == ".png":
+            pictures = [read_image(str(tmp_path / name / path)).int() for name in ("one", "two")]
+            assert (pictures[0] - pictures[1]).abs().max() <= 1, path
