@@ -392,7 +392,9 @@ def test_two_processes_share_a_guided_long_video(folder, scripts, tmp_path, way)
     for name, sharing in (("one", ()), ("two", ("--sp-size", 2))):
         words = (CONFIG, *weights, *options, "--save-dir", tmp_path / name, *sharing)
         scripts.finish(scripts.start(script, *map(str, words), processes=2 if sharing else 1))
-    one, two = (sorted(p.relative_to(tmp_path / n) for p in (tmp_path / n).rglob("*")) for n in ("one", "two"))
+    one, two = (
+        sorted(p.relative_to(tmp_path / n) for p in (tmp_path / n).rglob("*")) for n in ("one", "two")
+    )
     assert one == two and len([path for path in one if path.parent.name == "sample_0000"]) == 21
     for path in one:
         if path.suffix == ".png":
