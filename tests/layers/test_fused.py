@@ -87,9 +87,21 @@ def test_mlp_leaves_other_weights_to_their_own_product(monkeypatch):
     torch.testing.assert_close(fused.mlp(x, fc1, fc2), want)
 
 
+def test_mlp_of_some_tokens_at_a_time_is_that_of_all(monkeypatch):
+    torch.manual_seed(0)
+    fc1, fc2 = nn.Linear(6, 24).double(), nn.Linear(24, 6).double()
+    plain = lambda x: fc2(F.gelu(fc1(x), approximate="tanh"))  # noqa: E731
+    for rows in (1, 5, 14, 100):
+        monkeypatch.setattr(fused, "_ROWS", rows)
+        x = torch.randn(2, 7, 6, dtype=torch.float64)
+        agree(lambda x: fused.mlp(x, fc1, fc2), plain, x, atol=1e-12, rtol=1e-12)
+        with torch.no_grad():
+            torch.testing.assert_close(fused.mlp(x, fc1, fc2), plain(x))
+
+
 def test_gelu_over_its_whole_range():
     x = torch.linspace(-20, 20, 4001)[None]
-    torch.testing.assert_close(fused._gelu(x), F.gelu(x, approximate="tanh"), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(fused._gelu_(x.clone()), F.gelu(x, approximate="tanh"), atol=1e-6, rtol=1e-6)
 
 
 def test_reorder_gathers_both_ways():
