@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import islice
+from multiprocessing import forkserver
 from typing import Any, NoReturn
 
 import numpy as np
@@ -263,6 +264,13 @@ def worker_settings(num_workers: int, prefetch_factor: int | None = None) -> dic
     # Not "fork": it would copy locks that threads of this process hold.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["opensora.datasets.video"])
+    # Ctrl-C reaches the whole group of processes. The training ends its step and saves; its readers must
+    # outlast that from their first moment on: they inherit that the signal is blocked.
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
     return {
         "num_workers": num_workers,
         "multiprocessing_context": context,
@@ -309,8 +317,6 @@ def collate(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _start_worker(worker: int) -> None:
     torch.set_num_threads(1)  # workers share the cores with each other and with the training
-    # Ctrl-C reaches the whole group. The training ends its step and saves; its readers must outlast that.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_owner, daemon=True).start()
 
 

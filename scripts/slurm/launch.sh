@@ -49,15 +49,17 @@ launch() {
 
     # SLURM tells this script (USR1) some minutes before it ends the job. The processes are told (TERM), they
     # save and end, and the job waits in the queue again.
-    local again=0 status=0
-    trap 'again=1; echo "the job must end: saving"; scancel --signal=TERM "$SLURM_JOB_ID"' USR1
-    trap 'echo "the job is ended: saving"' TERM # by SLURM, which told the processes and queues it again itself
+    local again=0 told status
+    trap 'told=1 again=1; echo "the job must end: saving"; scancel --signal=TERM "$SLURM_JOB_ID"' USR1
+    trap 'told=1; echo "the job is ended: saving"' TERM # by SLURM, which told the processes and queues it again
     "${command[@]}" &
     local step=$!
-    wait "$step" || status=$?
-    while kill -0 "$step" 2>/dev/null; do # a signal interrupts waiting
-        status=0
+    while # a signal ends the waiting, not the step; the step may end meanwhile, but its status stays to be asked for
+        told=0 status=0
         wait "$step" || status=$?
+        [[ $told == 1 ]]
+    do
+        :
     done
     if [[ $again == 1 ]]; then
         scontrol requeue "$SLURM_JOB_ID"

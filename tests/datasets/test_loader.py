@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing import forkserver
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -134,16 +135,30 @@ def quick(monkeypatch):
     monkeypatch.setattr(loading, "_GRACE_S", 0.5)
 
 
-def test_readers_outlast_ctrl_c(make_loader):
-    """It reaches the whole group of processes; the training still ends its step and saves."""
+@pytest.fixture
+def fork_server(monkeypatch):
+    """The process that starts readers, a new one."""
+    server = forkserver.ForkServer()
+    for name in ("ensure_running", "connect_to_new_process", "set_forkserver_preload"):
+        monkeypatch.setattr(forkserver, name, getattr(server, name))
+    return server
+
+
+def test_readers_outlast_ctrl_c(make_loader, fork_server, monkeypatch):
+    """It reaches the whole group of processes at any moment; the training still ends its step and saves."""
     expected = list(make_loader()[0])
     loader, _ = make_loader(2)
-    batches = iter(loader)
-    found = [next(batches)]
-    for reader in loader._loader._iterator._workers:
-        os.kill(reader.pid, signal.SIGINT)
-    found += batches
-    assert same(found, expected)
+    wait = loader._wait
+
+    def wait_interrupted(batches):
+        for pid in {fork_server._forkserver_pid, *(reader.pid for reader in batches._workers)}:
+            os.kill(pid, signal.SIGINT)
+        return wait(batches)
+
+    monkeypatch.setattr(loader, "_wait", wait_interrupted)
+    loader._loader = loader._start()
+    os.kill(fork_server._forkserver_pid, signal.SIGINT)  # it has only just been started
+    assert same(list(loader), expected) and loader._lost == 0
 
 
 class Losing(VideoDataset):
@@ -269,7 +284,7 @@ if __name__ == "__main__":
     batches = iter(DataLoader(TensorDataset(torch.arange(9)), **worker_settings(1)))
     next(batches)
     print("reading", flush=True)
-    time.sleep(60)
+    time.sleep(1000)
 """
 
 
@@ -284,7 +299,7 @@ def test_readers_end_with_the_process_that_they_read_for(tmp_path):
     readers = psutil.Process(process.pid).children(recursive=True)
     process.kill()
     process.communicate()
-    _, alive = psutil.wait_procs(readers, timeout=15)
+    _, alive = psutil.wait_procs(readers, timeout=150)
     for one in alive:
         one.kill()
     assert readers and not alive

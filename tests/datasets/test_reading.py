@@ -31,11 +31,11 @@ def test_a_slow_decoder_is_stopped(write_clip, monkeypatch):
     path = write_clip(num_frames=40)
     read_clip(path, [0])  # the index is there
     real = decoding._shown
-    monkeypatch.setattr(decoding, "_shown", lambda *a, **k: time.sleep(0.05) or real(*a, **k))
-    start = time.monotonic()
+    shown = []
+    monkeypatch.setattr(decoding, "_shown", lambda *a, **k: shown.append(time.sleep(0.05)) or real(*a, **k))
     with pytest.raises(ClipError, match=r"clip.mp4: reading took longer than 0.2 s; .* dataset.timeout_s"):
         read_clip(path, list(range(40)), ReadOptions(timeout_s=0.2))
-    assert time.monotonic() - start < 1
+    assert len(shown) <= 5  # of 40
 
 
 @pytest.mark.parametrize("suffix", [".avi", ".mkv"])
@@ -46,12 +46,10 @@ def test_a_file_that_never_ends_is_stopped(write_clip, tmp_path, suffix):
     content = Path(write_clip(f"whole{suffix}", num_frames=20, options=options)).read_bytes()
     path.write_bytes(content[: len(content) * 2 // 3])
     os.truncate(path, 2 << 40)
-    start = time.monotonic()
     with pytest.raises(
         ClipError, match=f"endless{suffix}: (reading took longer than 0.5 s|cannot be read|frame)"
     ):
         read_clip(str(path), [19], ReadOptions(timeout_s=0.5))
-    assert time.monotonic() - start < 3
 
 
 def test_a_pipe_is_not_waited_for(tmp_path):
@@ -122,18 +120,18 @@ def test_an_error_that_stays_is_not_retried(write_clip, failing, error):
     assert len(tried) == 1
 
 
-def test_there_is_no_pause_beyond_the_deadline():
+def test_there_is_no_pause_beyond_the_deadline(monkeypatch):
     """The pause before a retry would end after it."""
+    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail(f"a pause of {seconds} s"))
     path, calls = __file__, []
 
     def read(deadline: Deadline) -> None:
         calls.append(deadline.left)
         raise OSError(errno.EIO, "Input/output error")
 
-    start = time.monotonic()
     with pytest.raises(ClipError, match="Input/output error"):
         guarded(path, ReadOptions(timeout_s=0.1, retries=5), read)
-    assert len(calls) == 1 and time.monotonic() - start < 0.1
+    assert len(calls) == 1
 
 
 def test_files_stay_closed(write_clip):

@@ -184,9 +184,7 @@ def test_too_many_bad_clips_stop_both_processes_with_a_line_each(scripts, two, r
     ]
     table = scripts.write_table(tmp_path / "clips.csv", many)
     command = [*two(tmp_path, "ddp"), "--data-path", str(table), "--batch-size", "10"]
-    started = time.monotonic()
     said = scripts.finish(scripts.start(*command, processes=2, torchrun=True), status=1)
-    assert time.monotonic() - started < 60
     lines = [line for line in said.splitlines() if line.startswith("error")]
     assert 1 <= len(lines) <= 2 and sum(line.startswith("error: ") for line in lines) == 1
     assert all("2 of 1" in line and "samples could not be read, more than 1%" in line for line in lines)

@@ -5,7 +5,6 @@ import re
 import resource
 import shutil
 import sys
-import time
 from pathlib import Path
 
 import av
@@ -238,12 +237,9 @@ def test_dry_run_of_a_published_stage(scripts, tmp_path, capsys):
     table = scripts.write_table(tmp_path / "table.csv", rows)
     words = [str(CONFIGS / "stage1.py"), "--data-path", str(table), "--num-workers", "0"]
     words += ["--outputs", str(tmp_path / "outputs"), "--dataset.check-files", "0"]
-    before = time.perf_counter()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB; the weights alone are 4.5 GiB
     scripts.here(str(ROOT / "scripts/train.py"), *words, "--dry-run")
-    assert time.perf_counter() - before < 60
-    assert (
-        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 3 * 2**20
-    )  # KiB; the weights alone are 4.5 GiB
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < before + 2 * 2**20
     out = capsys.readouterr().out
     assert "model: 1,207,959,692 parameters, 1,207,959,680 trained" in out  # all but the angles of positions
     assert "steps of 4 batches (4 per process)" in out

@@ -83,7 +83,7 @@ def drop(handler):
 def drip(handler):
     handler.send_response(200)
     handler.end_headers()
-    for _ in range(100):
+    for _ in range(2000):
         try:
             handler.wfile.write(b" ")
             handler.wfile.flush()
@@ -93,7 +93,7 @@ def drip(handler):
 
 
 def silence(handler):
-    threading.Event().wait(1.0)
+    threading.Event().wait(100)
 
 
 def redirect(handler):
@@ -133,7 +133,7 @@ def test_a_slow_server_does_not_hold_up_a_run(server, caplog, slow):
     server.answers = [slow]
     start = time.monotonic()
     assert Refiner({**SETTINGS, "timeout_s": 0.2, "retries": 0}).refine("a cat") == "a cat"
-    assert time.monotonic() - start < 3 and "prompts stay as they are" in caplog.text
+    assert time.monotonic() - start < 60 and "prompts stay as they are" in caplog.text
 
 
 def test_an_error_that_passes_is_outlived(server):

@@ -1,7 +1,6 @@
 import importlib.util
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -76,9 +75,8 @@ def test_errors_are_one_message(main, source, tmp_path, monkeypatch, arguments, 
     assert not (tmp_path / "new.safetensors").exists()
 
 
-def test_help_is_quick():
-    start = time.monotonic()
+def test_help_imports_nothing_heavy():
     done = subprocess.run([sys.executable, str(FILE), "--help"], capture_output=True, text=True, check=True)
-    assert "SOURCE" in done.stdout and time.monotonic() - start < 1
+    assert "SOURCE" in done.stdout
     head = FILE.read_text().split("def convert")[0]
     assert "import torch" not in head and "from opensora" not in head

@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -11,16 +12,30 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "scripts/slurm"
 SCRIPTS = {"train": ("CONFIG", "--run-name", "night"), "inference": ("CONFIG", "--seed", "3")}
-# Stands for SLURM's programs: `srun` is a step that ends when it is told to, after it has "saved".
+# Stand for SLURM's programs: `srun` is a step that ends when it is told to, after it has "saved".
 PROGRAMS = {
-    "srun": """trap 'echo saved >> "$CALLS"; exit 0' TERM
-printf '%s\\n' "$@" > "$CALLS.srun"
-echo $$ > "$CALLS.pid"
-for _ in $(seq 300); do sleep 0.1; done""",
-    "scontrol": """echo "scontrol $*" >> "$CALLS"
-if [[ $1 == show ]]; then echo alpha; echo beta; fi""",
-    "scancel": """echo "scancel $*" >> "$CALLS"
-kill -TERM "$(cat "$CALLS.pid")\"""",
+    "srun": f"""#!{sys.executable}
+import os, signal, sys
+from pathlib import Path
+calls = os.environ["CALLS"]
+signal.pthread_sigmask(signal.SIG_BLOCK, {{signal.SIGTERM}})  # from here on it waits to be asked for
+Path(f"{{calls}}.srun").write_text(" ".join(sys.argv))
+Path(f"{{calls}}.new").write_text(str(os.getpid()))
+os.rename(f"{{calls}}.new", f"{{calls}}.pid")
+signal.sigwait({{signal.SIGTERM}})
+with open(calls, "a") as file:
+    file.write("saved\\n")
+""",
+    "scontrol": """#!/usr/bin/env bash
+echo "scontrol $*" >> "$CALLS"
+if [[ $1 == show ]]; then echo alpha; echo beta; fi
+""",
+    "scancel": """#!/usr/bin/env bash
+echo "scancel $*" >> "$CALLS"
+read -r step < "$CALLS.pid" || [ -n "$step" ]
+kill -TERM "$step"
+while [[ $STEP == ends ]] && kill -0 "$step"; do sleep 0.1; done
+""",
 }
 
 
@@ -32,7 +47,7 @@ def environment(**variables):
 def dry(name, *words, **variables):
     command = ["bash", FOLDER / f"{name}.sh", *words]
     return subprocess.run(
-        command, env=environment(**variables), cwd=ROOT, text=True, capture_output=True, timeout=120
+        command, env=environment(**variables), cwd=ROOT, text=True, capture_output=True, timeout=300
     )
 
 
@@ -42,7 +57,7 @@ def programs(tmp_path):
     folder = tmp_path / "bin"
     folder.mkdir()
     for name, text in PROGRAMS.items():
-        (folder / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
+        (folder / name).write_text(text)
         (folder / name).chmod(0o755)
     return {
         "PATH": f"{folder}:{os.environ['PATH']}",
@@ -57,7 +72,7 @@ def programs(tmp_path):
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.sh")), ids=lambda path: path.name)
 def test_bash_reads_it(path):
-    subprocess.run(["bash", "-n", path], check=True, timeout=120)
+    subprocess.run(["bash", "-n", path], check=True, timeout=300)
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -93,25 +108,30 @@ def start(programs):
     command = ["bash", FOLDER / "train.sh", "CONFIG", "--run-name", "night"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     process = subprocess.Popen(command, env=environment(**programs), cwd="/", **pipes)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 300
     while not Path(programs["CALLS"] + ".pid").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     return process
 
 
-@pytest.mark.parametrize("by", ["time limit", "preemption"])
-def test_a_job_that_must_end_saves_and_goes_on_later(programs, by):
-    process = start(programs)
+@pytest.mark.parametrize(
+    "by, step",  # what the step does while the script tells it to end
+    [("time limit", "goes on"), ("time limit", "ends"), ("preemption", "ends")],
+)
+def test_a_job_that_must_end_saves_and_goes_on_later(programs, by, step):
+    process = start({**programs, "STEP": step})
     try:
         if by == "time limit":
             process.send_signal(signal.SIGUSR1)
-        else:  # SLURM tells script and steps
+        else:  # SLURM tells script and steps; a step takes longer to save than the script to hear it
             process.send_signal(signal.SIGTERM)
+            said = iter(process.stdout.readline, "")
+            assert any("saving" in line for line in said)
             os.kill(int(Path(programs["CALLS"] + ".pid").read_text()), signal.SIGTERM)
-        output, _ = process.communicate(timeout=120)
+        output, _ = process.communicate(timeout=300)
     finally:
         process.kill()
-    assert process.returncode == 0 and "saving" in output, output
+    assert process.returncode == 0 and ("saving" in output) == (by == "time limit"), output
     calls = Path(programs["CALLS"]).read_text().splitlines()
     told = ["scancel --signal=TERM 40123"] if by == "time limit" else []
     again = ["scontrol requeue 40123"] if by == "time limit" else []  # else SLURM does it

@@ -2,7 +2,6 @@ import multiprocessing
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -137,14 +136,13 @@ def test_only_python_files_are_read(tmp_path):
 # Help, and errors of scripts
 
 PROBE = """
-import sys, time
-start = time.perf_counter()
+import sys
 from opensora.utils.config import read_command_line
 try:
     read_command_line("Do a thing.", sys.argv[1:])
 finally:
     heavy = {"torch", "transformers", "diffusers", "pyarrow", "opensora.registry"} & set(sys.modules)
-    sys.stderr.write(f"{time.perf_counter() - start:.3f} {sorted(heavy)}\\n")
+    sys.stderr.write(f"{sorted(heavy)}\\n")
 """
 
 
@@ -155,20 +153,16 @@ def run_probe(*words: str) -> subprocess.CompletedProcess:
     )
 
 
-def test_help_is_fast_and_light():
+def test_help_imports_nothing_heavy():
     done = run_probe("--help")
-    seconds, heavy = done.stderr.split(maxsplit=1)
-    assert done.returncode == 0
-    assert float(seconds) < 1.0 and heavy.strip() == "[]"
+    assert done.returncode == 0 and done.stderr == "[]\n"
     for part in ("Do a thing.", "--ckpt-path", "model.from_pretrained", "CONFIG --help lists"):
         assert part in done.stdout
 
 
 def test_help_with_a_config_lists_its_keys():
     done = run_probe(STAGE, "--help")
-    seconds, heavy = done.stderr.split(maxsplit=1)
-    assert done.returncode == 0
-    assert float(seconds) < 1.0 and heavy.strip() == "[]"
+    assert done.returncode == 0 and done.stderr == "[]\n"
     for part in ("--model.window_size", "(-1, 8, 8)", "--bucket_config.360p.49", "--condition_dropout"):
         assert part in done.stdout
 
@@ -188,12 +182,6 @@ def test_missing_config_ends_a_script_with_one_line(argv, capsys):
         read_command_line("Do a thing.", argv)
     assert error.value.code == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
-
-
-def test_loading_is_fast():
-    start = time.perf_counter()
-    load_config([STAGE, "--seed", "1"])
-    assert time.perf_counter() - start < 0.5
 
 
 # Writing

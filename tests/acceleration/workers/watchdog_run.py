@@ -1,6 +1,6 @@
 """Two processes of a made-up training for each fault, started by forking: torch is imported once.
 
-Prints JSON: for each fault, by process, the exit status, the seconds that it took, and what it said.
+Prints JSON: for each fault, by process, the exit status (-99: it hung) and what it said.
 """
 
 import json
@@ -29,7 +29,7 @@ def strike(fault: str) -> None:
     if fault == "fails":
         raise ValueError("clips/7.mp4: cannot be read; remove it.")
     if fault == "hangs":
-        time.sleep(60)
+        time.sleep(1000)
 
 
 def train(fault: str, folder: Path) -> None:
@@ -89,21 +89,21 @@ def main(folder: Path, faults: list[str]) -> None:
             if not pid:
                 child(fault, folder / fault, rank, port)
             children[pid] = (fault, rank)
-    while set(children) - set(ended) and time.monotonic() < started + 60:
+    while set(children) - set(ended) and time.monotonic() < started + 300:
         for pid in set(children) - set(ended):
             found, status = os.waitpid(pid, os.WNOHANG)
             if found:
-                ended[pid] = (os.waitstatus_to_exitcode(status), time.monotonic() - started)
+                ended[pid] = os.waitstatus_to_exitcode(status)
                 fault, rank = children[pid]
                 if fault == "stopped" and rank == 0:  # nobody else ends it
                     os.kill(next(p for p, who in children.items() if who == (fault, 1)), signal.SIGKILL)
         time.sleep(0.05)
     for pid in set(children) - set(ended):
         os.kill(pid, signal.SIGKILL)
-        ended[pid] = (-99, 60.0)
+        ended[pid] = -99
     told = {fault: [None, None] for fault in faults}
     for pid, (fault, rank) in children.items():
-        told[fault][rank] = [*ended[pid], (folder / fault / f"said{rank}").read_text()]
+        told[fault][rank] = [ended[pid], (folder / fault / f"said{rank}").read_text()]
     print(json.dumps(told))
 
 
