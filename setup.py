@@ -30,11 +30,12 @@ CORE = [
 EXTRAS = {
     "data": ["scenedetect>=0.6.7"],
     "eval": ["scipy>=1.13", "torchmetrics>=1.6"],
-    "gradio": ["gradio>=5"],
+    "gradio": ["gradio>=6"],
     # ColossalAI itself is installed with --no-deps (docs/dependencies.md); these are what importing it needs.
     "colossalai": ["accelerate>=1.0", "bitsandbytes>=0.45", "galore-torch>=1.0", "peft>=0.13", "psutil>=6"],
     "dev": [
         "hypothesis>=6.100",
+        "playwright>=1.50",
         "pre-commit>=4",
         "pre-commit-hooks>=5",
         "pytest>=8",

@@ -17,16 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image, ImageDraw
 
 from opensora.datasets.transforms import apply_cut, plan_cut
 from opensora.datasets.video_io import read_clip, read_image, write_image, write_video
-from opensora.engine.guides import Guide, make_guide
+from opensora.engine.guides import make_guide
 from opensora.engine.inference import infer
-from opensora.engine.lengths import latent_length, latent_spans, total_length
-from opensora.engine.references import References, _File
-from opensora.layers.known_frames import chain, lay
+from opensora.engine.lengths import latent_spans, total_length
+from opensora.engine.references import References
 from opensora.registry import LOADING_KEYS, MODELS, build
 from opensora.utils.config import load_config
 from opensora.utils.config_defaults import base_configs
@@ -111,19 +109,9 @@ def strips(options: str) -> list[str]:
         )
     references = References(vae, cfg, FRAMES, (16, 16))
     for name, frames in FILES.items():
-        references._files[name] = _File(name, frames, frames, latent_length(vae, frames), RATE)
+        references.assume(name, frames, RATE)
     guide = make_guide(*(given.get(f"--{key}") for key in ("reference-path", "mask-strategy", "cond-type")))
-    return ["".join(map(sign, mask)) for mask in masks(references, guide, cfg)]
-
-
-def masks(references: References, guide: Guide, cfg: Mapping[str, Any]) -> list[list[float]]:
-    """Return for each clip how far each of its latent frames is made anew: 0 is given, 1 is new."""
-    entries = [entry for entry, _ in references.resolve(guide)]
-    clip, found = torch.zeros(1, references.latents, 1, 1), []
-    for loop in range(cfg["loop"]):
-        before = [chain(loop, 0, cfg["condition_frame_length"])] if loop else []
-        found.append(lay([*before, *entries], [clip], clip, loop)[1].tolist())
-    return found
+    return ["".join(map(sign, mask)) for mask in references.known_masks(guide)]
 
 
 def sign(made: float) -> str:
@@ -178,7 +166,7 @@ def given_of(cfg: Mapping[str, Any]) -> list[float]:
         vae = build(MODELS, {key: value for key, value in cfg["vae"].items() if key not in LOADING_KEYS})
     guide = make_guide(*((cfg[key] or [None])[0] for key in ("reference_path", "mask_strategy")), None)
     references = References(vae, cfg, cfg["num_frames"], cfg["image_size"])
-    first, *later = masks(references, guide, cfg)
+    first, *later = references.known_masks(guide)
     overlap = cfg["condition_frame_length"]
     made = first + [value for mask in later for value in mask[overlap:]]
     spans = latent_spans(vae, total_length(vae, cfg["num_frames"], cfg["loop"], overlap))

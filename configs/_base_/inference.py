@@ -80,3 +80,12 @@ contact_sheet = True  # beside each video, a picture of eight of its frames
 metadata = True  # write prompt, seed, weights and the whole config into each file, for --replay
 weight_hashes = "cache/weights.json"  # remembers hashes of weight files; None hashes them at each start
 postprocess = []  # list of steps on the video, such as [dict(type="Deflicker"), dict(type="Watermark")]
+
+# What the weights have learned: the demo page says what goes beyond. None says nothing; no video changes
+trained = dict(
+    resolutions=None,  # list of names
+    aspect_ratios=None,  # list of height:width
+    num_frames=None,  # list of lengths
+    given_frames=None,  # whether frames were given in training
+    scores=False,  # whether captions ended in scores, as words or numbers
+)

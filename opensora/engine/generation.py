@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from opensora.engine.preview import Previews, write_preview
 from opensora.engine.prompts import Request
 from opensora.utils.logging import get_logger
 
+Listen = Callable[[str, int, int], None]
+
 
 @torch.no_grad()
 def generate(
@@ -25,6 +27,7 @@ def generate(
     cfg: Mapping[str, Any],
     features: Mapping[str, Tensor] | None = None,
     show: Callable[[Request, Tensor], object] | None = None,
+    listen: Listen | None = None,
 ) -> Iterator[Path]:
     """Make every request and save it; yield the files.
 
@@ -39,6 +42,8 @@ def generate(
         features: Of all texts, from `encode_texts`; None encodes them.
         show: Called with a request and its preview every `preview` steps, see `Previews`; None writes it to a
             file beside the video, which goes when the video is there.
+        listen: Called with "sampling" or "decoding", finished steps or frames and all of them. What it raises
+            stops the work, and no unfinished file stays.
     """
     if not requests:
         return
@@ -57,9 +62,12 @@ def generate(
     size = videos_at_once(cfg, diffusion.device)
     for first in range(0, len(requests), size):
         batch = requests[first : first + size]
-        z = sampler.sample(batch, features, _both(progress.begin(first, len(batch)), previews))
+        report = progress.begin(first, len(batch))
+        if listen is not None:
+            report = _heard(report, listen, (first, len(batch), len(requests)))
+        z = sampler.sample(batch, features, _both(report, previews))
         for request, latents in zip(batch, z, strict=True):
-            parts = diffusion.decode_stream(latents, request.length)
+            parts = _counted(diffusion.decode_stream(latents, request.length), request.length, listen)
             video = (part[:, :, : request.height, : request.width] for part in parts)
             if not writes:
                 deque(video, maxlen=0)
@@ -74,15 +82,28 @@ def videos_at_once(cfg: Mapping[str, Any], device: torch.device) -> int:
     return 1 if device.type == "cpu" else cfg["batch_size"]
 
 
-def encode_texts(text_encoder: Any, requests: Sequence[Request]) -> dict[str, Tensor]:
+def encode_texts(
+    text_encoder: Any, requests: Sequence[Request], listen: Listen | None = None
+) -> dict[str, Tensor]:
     """Encode every distinct text of the requests and release the encoder.
+
+    Args:
+        text_encoder: Reads its weights when it encodes.
+        requests: What is to be made.
+        listen: Called with "reading the prompt", encoded texts and all of them; what it raises stops.
 
     Returns:
         Features by text, on the CPU. Shape [L, F].
     """
     texts = dict.fromkeys(text for request in requests for text in request.texts)
-    features = {text: text_encoder.encode([text])[0][0].cpu() for text in texts}
-    text_encoder.release()
+    features = {}
+    try:
+        for text in texts:
+            if listen is not None:
+                listen("reading the prompt", len(features), len(texts))
+            features[text] = text_encoder.encode([text])[0][0].cpu()
+    finally:
+        text_encoder.release()
     return features
 
 
@@ -90,6 +111,29 @@ def preview_path(request: Request, cfg: Mapping[str, Any]) -> Path:
     """Return the file of a request's preview, beside its video."""
     path = file_path(request, cfg)
     return path.with_name(f"{path.stem}_preview.png")
+
+
+def _heard(
+    report: Callable[[int, int], None], listen: Listen, place: tuple[int, int, int]
+) -> Callable[[int, int], None]:
+    """Tell a listener of steps, too; `place` is first request and size of the batch, and all requests."""
+    first, count, total = place
+
+    def both(done: int, steps: int) -> None:
+        report(done, steps)
+        listen("sampling", first * steps + count * done, total * steps)
+
+    return both
+
+
+def _counted(parts: Iterable[Tensor], length: int, listen: Listen | None) -> Iterator[Tensor]:
+    """Tell a listener how many frames are decoded."""
+    done = 0
+    for part in parts:
+        done += part.shape[1]
+        if listen is not None:
+            listen("decoding", done, length)
+        yield part
 
 
 def _both(report: Callable[[int, int], None], previews: Previews | None) -> Report:

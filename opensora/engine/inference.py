@@ -1,14 +1,14 @@
 """An inference run from a config: check, build, generate."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from opensora.acceleration.block_compile import compilations, compile_blocks
 from opensora.acceleration.parallel import init_distributed, parallel_state, shut_down
@@ -21,7 +21,7 @@ from opensora.engine.build import (
     parse_dtype,
     resolve_run,
 )
-from opensora.engine.generation import encode_texts, generate
+from opensora.engine.generation import Listen, encode_texts, generate
 from opensora.engine.latent_diffusion import LatentDiffusion
 from opensora.engine.lengths import choose_length
 from opensora.engine.long_video import check_loops, find_references
@@ -32,7 +32,8 @@ from opensora.engine.prompts import Request, make_requests
 from opensora.engine.refinement import invent_prompts, refine_requests
 from opensora.layers.attention import set_attention_backend
 from opensora.layers.sequence import set_sequence_parallel
-from opensora.registry import LOADING_KEYS, MODELS, build
+from opensora.registry import LOADING_KEYS, MODELS, SCHEDULERS, build
+from opensora.schedulers.guidance import Guidance
 from opensora.utils.config_defaults import base_configs
 from opensora.utils.logging import get_logger
 from opensora.utils.meta_device import meta_device
@@ -61,18 +62,66 @@ def infer(cfg: Mapping[str, Any], requests: list[Request] | None = None) -> list
         FileNotFoundError: Weights or a prompt file are missing.
         ImportError: A package is missing that the components need.
     """
-    _check_settings(cfg)
-    logger = get_logger()
-    level = logger.level
-    if not cfg["verbose"]:
-        logger.setLevel("WARNING")
-    fetched = TemporaryDirectory(prefix="opensora-")
-    try:
+    return Session(cfg).run(cfg, requests)
+
+
+class Session:
+    """The components of a config, whose networks stay from one run to the next.
+
+    Args:
+        cfg: As of `infer`; what can be wrong with it is found here, or by `requests`.
+    """
+
+    def __init__(self, cfg: Mapping[str, Any]) -> None:
+        _check_settings(cfg)
         parse_dtype(cfg["dtype"])
-        text_encoder = build(MODELS, cfg["text_encoder"])  # it reads its weights when it encodes
+        self.text_encoder = build(MODELS, cfg["text_encoder"])  # it reads its weights when it encodes
         with meta_device():
-            parts = build_components({**_without_weights(cfg), "text_encoder": text_encoder})
-        folder = Path(fetched.name)
+            self.parts = build_components({**_without_weights(cfg), "text_encoder": self.text_encoder})
+        self._networks: dict[str, nn.Module] = {}
+
+    def requests(self, cfg: Mapping[str, Any], folder: Path) -> list[Request]:
+        """Return what a config asks for; arguments and errors as of `run`, fetched files go to `folder`."""
+        _check_settings(cfg)
+        with _verbosity(cfg):
+            return _requests(cfg, self.parts, folder)
+
+    def run(
+        self,
+        cfg: Mapping[str, Any],
+        requests: list[Request] | None = None,
+        listen: Listen | None = None,
+        show: Callable[[Request, Tensor], object] | None = None,
+    ) -> list[Path]:
+        """Make what a config asks for; see `infer`.
+
+        Args:
+            cfg: Differs from that of the session in what is made, scheduler and guidance only.
+            requests: As of `infer`.
+            listen: As of `generate`; it also hears "reading the prompt" and "loading the model".
+            show: As of `generate`.
+        """
+        _check_settings(cfg)
+        with TemporaryDirectory(prefix="opensora-") as name, _verbosity(cfg):
+            try:
+                return self._run(cfg, requests, Path(name), listen, show)
+            finally:
+                shut_down()
+
+    def _run(
+        self,
+        cfg: Mapping[str, Any],
+        requests: list[Request] | None,
+        folder: Path,
+        listen: Listen | None,
+        show: Callable[[Request, Tensor], object] | None,
+    ) -> list[Path]:
+        guidance = cfg["guidance"]
+        parts = replace(
+            self.parts,
+            scheduler=build(SCHEDULERS, cfg["scheduler"]),
+            guidance=Guidance(**guidance) if isinstance(guidance, Mapping) else guidance,
+        )
         requests = (
             _requests(cfg, parts, folder)
             if requests is None
@@ -90,27 +139,37 @@ def infer(cfg: Mapping[str, Any], requests: list[Request] | None = None) -> list
         if cfg["llm_refine"]:
             own = refine_requests(own, cfg)
         # The text encoder is the largest part, and gone before the others are read.
-        features = encode_texts(text_encoder.to(device), own)
-        diffusion = LatentDiffusion.from_config(cfg, _networks(cfg, parts, device))
+        features = encode_texts(self.text_encoder.to(device), own, listen)
+        if not self._networks and not cfg["offload"]:  # networks that come and go are not kept here
+            networks: dict[str, nn.Module] = {}
+            for name in ("model", "vae"):
+                if listen is not None:
+                    listen("loading the model", len(networks), 2)
+                networks[name] = _network(cfg, name, self.text_encoder).to(device)
+            self._networks = networks
+        diffusion = LatentDiffusion.from_config(cfg, replace(parts, **self._networks))
         if cfg["offload"]:
-            make = {name: partial(_network, cfg, name, text_encoder) for name in ("model", "vae")}
+            make = {name: partial(_network, cfg, name, self.text_encoder) for name in ("model", "vae")}
             diffusion.offload = Offload(device, make)
-        paths = list(generate(diffusion, own, cfg, features))
+        paths = list(generate(diffusion, own, cfg, features, show, listen))
         if cfg["compile"]:
             get_logger().info("graphs compiled: %d", compilations())
         return paths
+
+
+@contextmanager
+def _verbosity(cfg: Mapping[str, Any]) -> Iterator[None]:
+    """Log what the config asks for within the block."""
+    logger = get_logger()
+    level = logger.level
+    if cfg["verbose"]:
+        yield
+        return
+    logger.setLevel("WARNING")
+    try:
+        yield
     finally:
-        fetched.cleanup()
         logger.setLevel(level)
-        shut_down()
-
-
-def _networks(cfg: Mapping[str, Any], parts: Components, device: torch.device) -> Components:
-    """Return the components with weights; without them where networks come and go."""
-    if cfg["offload"]:
-        return parts
-    networks = {name: _network(cfg, name, parts.text_encoder).to(device) for name in ("model", "vae")}
-    return replace(parts, **networks)
 
 
 def _network(cfg: Mapping[str, Any], name: str, text_encoder: Any) -> nn.Module:

@@ -45,6 +45,7 @@ _LEFT_OUT = (
         "offload",
         "weight_hashes",
         "batch_size",
+        "trained",
     ),
 )
 _ENCODER_FILES = (".safetensors", ".json", ".model", ".txt")  # weights, settings, tokenizer

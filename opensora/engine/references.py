@@ -14,7 +14,7 @@ from opensora.engine.guides import Guide, Sentence
 from opensora.engine.latent_diffusion import LatentDiffusion
 from opensora.engine.lengths import chunk_latents, chunks, covering_size, latent_length, latent_spans
 from opensora.engine.output import file_fps
-from opensora.layers.known_frames import KnownFrames, of_class
+from opensora.layers.known_frames import KnownFrames, chain, lay, of_class
 from opensora.utils.logging import get_logger
 
 
@@ -118,14 +118,30 @@ class References:
         sides = self.vae.latent_shape(1, *covering_size(self.vae, *self.size))[1:]
         return torch.zeros(self.vae.latent_channels, 0, *sides)
 
+    def assume(self, path: str, num_frames: int, fps: float) -> "_File":
+        """Take a file for one of so many frames, without looking at it."""
+        frames = self.vae.legal_length(num_frames)
+        whole = [c for c in chunks(self.vae, frames) if c.last - c.first == chunk_latents(self.vae)]
+        frames = whole[-1].stop if whole and chunk_latents(self.vae) > 1 else frames
+        self._files[path] = _File(path, num_frames, frames, latent_length(self.vae, frames), fps)
+        return self._files[path]
+
+    def known_masks(self, guide: Guide) -> list[list[float]]:
+        """Return the edit ratio of each latent frame of each clip: 0 is given, 1 is made anew.
+
+        Errors as of `resolve`.
+        """
+        entries = [entry for entry, _ in self.resolve(guide)]
+        clip, masks = torch.zeros(1, self.latents, 1, 1), []
+        for loop in range(self.cfg["loop"]):
+            before = [chain(loop, 0, self.cfg["condition_frame_length"])] if loop else []
+            masks.append(lay([*before, *entries], [clip], clip, loop)[1].tolist())
+        return masks
+
     def _look(self, path: str) -> "_File":
         if path not in self._files:
             info = probe(path)
-            frames = self.vae.legal_length(info.num_frames)
-            whole = [c for c in chunks(self.vae, frames) if c.last - c.first == chunk_latents(self.vae)]
-            frames = whole[-1].stop if whole and chunk_latents(self.vae) > 1 else frames
-            latents = latent_length(self.vae, frames)
-            self._files[path] = _File(path, info.num_frames, frames, latents, info.fps)
+            self.assume(path, info.num_frames, info.fps)
         return self._files[path]
 
     def _by_number(self, entry: KnownFrames, files: Sequence["_File"]) -> tuple[int, Piece]:

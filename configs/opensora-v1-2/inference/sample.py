@@ -27,3 +27,9 @@ clean_prompts = True
 aes = 6.5
 score_format = "numbers"
 save_dir = "./samples/samples/"
+trained.update(
+    resolutions=["144p", "240p", "360p", "480p", "720p"],
+    num_frames=[1, 51, 102, 204, 408],
+    given_frames=True,
+    scores=True,
+)

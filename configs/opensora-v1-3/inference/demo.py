@@ -22,3 +22,4 @@ fps = 25
 dtype = "fp32"
 guidance.update(scales=dict(text=dict(scale=2.0, oscillate_from=None, ramp_from=None)))
 save_dir = "outputs/demo/samples"
+trained.update(num_frames=[17], given_frames=False)

@@ -33,3 +33,10 @@ num_frames = 113
 cond_type = "i2v_head"
 aes = 7.0
 save_dir = "samples/i2v"
+trained.update(
+    resolutions=["360p", "720p"],
+    aspect_ratios=["9:16", "16:9", "3:4", "4:3", "1:1"],
+    num_frames=[1, 49, 65, 81, 97, 113],
+    given_frames=True,
+    scores=True,
+)

@@ -30,3 +30,10 @@ clean_prompts = True
 resolution = "720p"
 num_frames = 113
 save_dir = "./samples/samples/"
+trained.update(
+    resolutions=["360p", "720p"],
+    aspect_ratios=["9:16", "16:9", "3:4", "4:3", "1:1"],
+    num_frames=[1, 49, 65, 81, 97, 113],
+    given_frames=True,
+    scores=True,
+)

@@ -15,3 +15,10 @@ with read_base():
 
 cond_type = "v2v_head"
 save_dir = "samples/v2v"
+trained.update(
+    resolutions=["360p", "720p"],
+    aspect_ratios=["9:16", "16:9", "3:4", "4:3", "1:1"],
+    num_frames=[1, 49, 65, 81, 97, 113],
+    given_frames=True,
+    scores=True,
+)
