@@ -45,6 +45,7 @@ DISTRIBUTIONS = {
     "cv2": "scenedetect",
     "huggingface_hub": "transformers",
     "matplotlib": "mmengine",
+    "starlette": "gradio",
     "tokenizers": "transformers",
     "yaml": "mmengine",
 }
