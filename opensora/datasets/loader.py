@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import islice
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from typing import Any, NoReturn
 
 import numpy as np
@@ -266,6 +266,7 @@ def worker_settings(num_workers: int, prefetch_factor: int | None = None) -> dic
     context.set_forkserver_preload(["opensora.datasets.video"])
     # Ctrl-C reaches the whole group of processes. The training ends its step and saves; its readers must
     # outlast that from their first moment on: they inherit that the signal is blocked.
+    resource_tracker.ensure_running()  # which unblocks it
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         forkserver.ensure_running()
