@@ -53,7 +53,7 @@ def norm_and_turn(qkv: Tensor, weight: Tensor | None, phases: Tensor | None) -> 
     """Normalise q and k per head (RMSNorm) and turn them (rotary embedding), in float32.
 
     Args:
-        qkv: Shape [B, N, 3, heads, d].
+        qkv: Shape [B, N, 3, heads, d]. Where no gradients are kept, the result takes its place.
         weight: Weights of the norms of q and k; None does not normalise. Shape [2, 1, d].
         phases: `exp(i angle)` of each token and pair of channels; None does not turn. complex64, shape
             [N, d / 2].
@@ -63,7 +63,13 @@ def norm_and_turn(qkv: Tensor, weight: Tensor | None, phases: Tensor | None) -> 
 
     Source: Zhang and Sennrich 2019, equation 4; Su et al. 2021, section 3.4.2.
     """
-    return _NormAndTurn.apply(qkv, weight, phases)
+    if torch.is_grad_enabled():
+        return _NormAndTurn.apply(qkv, weight, phases)
+    rows = max(1, _CHUNK // max(1, qkv.shape[0] * qkv.shape[3] * qkv.shape[4]))
+    for start in range(0, qkv.shape[1], rows):
+        part = qkv[:, start : start + rows, :2]
+        part.copy_(_norm_and_turn(part, weight, None if phases is None else phases[start : start + rows])[0])
+    return qkv.unbind(2)
 
 
 def mlp(x: Tensor, fc1: nn.Linear, fc2: nn.Linear) -> Tensor:
@@ -127,14 +133,7 @@ class _ModulatedNorm(torch.autograd.Function):
 class _NormAndTurn(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, weight: Tensor | None, phases: Tensor | None) -> tuple[Tensor, ...]:
-        h, inverse, own = qkv[:, :, :2].float(), None, qkv.dtype != torch.float32
-        if weight is not None:
-            inverse = torch.linalg.vector_norm(h, dim=-1, keepdim=True)
-            inverse = inverse.square_().div_(h.shape[-1]).add_(NORM_EPS).rsqrt_()  # [B, N, 2, heads, 1]
-            h, own = (h.mul_(inverse) if own else h * inverse).mul_(weight.float()), True
-        if phases is not None:
-            h = _turn(h, phases[:, None, None], own)
-        h = h.to(qkv.dtype)
+        h, inverse = _norm_and_turn(qkv[:, :, :2], weight, phases)
         ctx.save_for_backward(qkv, weight, phases, inverse)
         return h[:, :, 0], h[:, :, 1], qkv[:, :, 2]
 
@@ -157,6 +156,20 @@ class _NormAndTurn(torch.autograd.Function):
                 g = (g * weight[i]).addcmul_(normed, mean, value=-1).mul_(scale)
             out[:, :, i] = g
         return out, to_weight, None
+
+
+def _norm_and_turn(
+    qk: Tensor, weight: Tensor | None, phases: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """Return the new q and k, shape [B, N, 2, heads, d], and the factors of the norm, [B, N, 2, heads, 1]."""
+    h, inverse, own = qk.float(), None, qk.dtype != torch.float32
+    if weight is not None:
+        inverse = torch.linalg.vector_norm(h, dim=-1, keepdim=True)
+        inverse = inverse.square_().div_(h.shape[-1]).add_(NORM_EPS).rsqrt_()
+        h, own = (h.mul_(inverse) if own else h * inverse).mul_(weight.float()), True
+    if phases is not None:
+        h = _turn(h, phases[:, None, None], own)
+    return h.to(qk.dtype), inverse
 
 
 def _turn(x: Tensor, phases: Tensor, own: bool) -> Tensor:

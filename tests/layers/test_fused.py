@@ -35,7 +35,7 @@ def test_modulated_norm(frames):
 
 @pytest.mark.parametrize("norm", [False, True])
 @pytest.mark.parametrize("turn", [False, True])
-def test_norm_and_turn(norm, turn):
+def test_norm_and_turn(norm, turn, monkeypatch):
     torch.manual_seed(0)
     qkv, weight = torch.randn(2, 5, 3, 2, 12), torch.rand(2, 1, 12) + 0.5
     table = RotaryEmbedding(12).table(5)
@@ -56,6 +56,11 @@ def test_norm_and_turn(norm, turn):
     before = qkv.clone()
     agree(ours, plain, qkv, weight, atol=1e-5, rtol=1e-5)
     assert torch.equal(qkv, before)
+    for chunk in (1, 100):  # without gradients: in place, some tokens at a time
+        monkeypatch.setattr(fused, "_CHUNK", chunk)
+        with torch.no_grad():
+            found = ours(qkv.clone(), weight)
+        assert torch.equal(found, ours(qkv, weight))
 
 
 def test_mlp_with_and_without_gradients():
