@@ -158,9 +158,7 @@ class _NormAndTurn(torch.autograd.Function):
         return out, to_weight, None
 
 
-def _norm_and_turn(
-    qk: Tensor, weight: Tensor | None, phases: Tensor | None
-) -> tuple[Tensor, Tensor | None]:
+def _norm_and_turn(qk: Tensor, weight: Tensor | None, phases: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Return the new q and k, shape [B, N, 2, heads, d], and the factors of the norm, [B, N, 2, heads, 1]."""
     h, inverse, own = qk.float(), None, qk.dtype != torch.float32
     if weight is not None:
