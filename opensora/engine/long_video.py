@@ -155,12 +155,16 @@ def check_loops(vae: Any, num_frames: int, cfg: Mapping[str, Any]) -> int:
     overlap, edit = cfg["condition_frame_length"], cfg["condition_frame_edit"]
     if cfg["loop"] == 1:
         return num_frames
+    if not 0 <= edit <= 1:
+        raise ValueError(f"condition_frame_edit={edit}: use a number from 0, kept, to 1, made anew.")
     latents, whole = latent_length(vae, num_frames), chunk_latents(vae)
-    if not overlap < latents or overlap % whole or latents % whole or not 0 <= edit <= 1:
+    allowed = [] if latents % whole else range(whole, latents, whole)
+    if overlap not in allowed:
+        choice = f"use {' or '.join(map(str, allowed[-3:]))}, or" if allowed else "use"
         raise ValueError(
-            f"loop={cfg['loop']}, condition_frame_length={overlap}, condition_frame_edit={edit}: clips of "
-            f"{latents} latent frames share fewer than that; this vae codes {whole} at once, so both are "
-            f"multiples of {whole}; the last lies in [0, 1]. Change num_frames or condition_frame_length."
+            f"loop={cfg['loop']}, condition_frame_length={overlap}: a clip of {num_frames} frames has "
+            f"{latents} latent frames and shares fewer with the next; this vae codes {whole} at once, so both are "
+            f"multiples of {whole}; {choice} another num_frames."
         )
     return total_length(vae, num_frames, cfg["loop"], overlap)
 
@@ -188,7 +192,11 @@ def find_references(
         one = found[0]
         references = References(parts.vae, cfg, one.num_frames, (one.height, one.width))
         for guide in dict.fromkeys(request.guide for request in found):
-            references.resolve(guide)
+            references.resolve(guide, say=True)
+        if cfg["cond_type"] not in (None, "none") and not any(request.guide.files for request in found):
+            get_logger().warning(
+                "cond_type=%r does nothing: there are no references; give --reference-path", cfg["cond_type"]
+            )
     return found
 
 

@@ -98,6 +98,10 @@ def make_requests(cfg: Mapping[str, Any], size: tuple[int, int], num_frames: int
     requests = []
     for i, (prompt, reference, strategy) in enumerate(prompts):
         texts = texts_of(prompt, cfg)
+        if texts[-1][0] >= cfg["loop"]:
+            get_logger().warning(
+                "%r: its text from clip %d on is never read; loop=%d", prompt, texts[-1][0], cfg["loop"]
+            )
         if cfg["verbose"] > 1:
             get_logger().info("%d: %s", start + i, merge_sections(texts) if len(texts) > 1 else texts[0][1])
         guide = make_guide(
@@ -138,12 +142,17 @@ def texts_of(
         For each text the clip that it starts with, and the text.
 
     Raises:
-        ValueError: A score is wrong, or cleaning leaves nothing.
+        ValueError: A score is wrong, cleaning leaves nothing, or texts per clip are out of order.
     """
     scores = Scores(cfg["aes"], cfg["flow"], cfg["camera_motion"])
     clean = cfg["clean_prompts"] and (rewrite is not None or not cfg["llm_refine"])  # else it comes later
-    found = []
-    for loop, section in split_sections(prompt):
+    found, sections = [], split_sections(prompt)
+    loops = [loop for loop, _ in sections]
+    if loops != sorted(set(loops)) or not all(section for _, section in sections):
+        raise ValueError(
+            f"prompt {prompt!r}: each number is larger than the one before, with a text behind it."
+        )
+    for loop, section in sections:
         text = section if rewrite is None else rewrite(section, loop)
         text = append_scores(text, scores, cfg["score_format"])
         found.append((loop, _final_text(text, prompt, clean)))

@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -139,7 +140,7 @@ def replay(path: str | Path, words: Sequence[str] = ()) -> Path:
     path = Path(path)
     recipe = read_recipe(path)
     request = recipe["request"]
-    values = {**base_configs()["inference"], **recipe["config"], "save_dir": _REPLAY_DIR}
+    values = deepcopy({**base_configs()["inference"], **recipe["config"], "save_dir": _REPLAY_DIR})
     apply_overrides(values, words)
     target = Path(values["save_dir"]) / path.name
     if target.resolve() == path.resolve():

@@ -51,8 +51,12 @@ class References:
         self._files: dict[str, _File] = {}
         self._encoded: dict[Piece, Tensor] = {}
 
-    def resolve(self, guide: Guide) -> list[tuple[KnownFrames, Piece]]:
+    def resolve(self, guide: Guide, say: bool = False) -> list[tuple[KnownFrames, Piece]]:
         """Say which latents go where: for each entry its place in a clip, and what to encode for it.
+
+        Args:
+            guide: What is given.
+            say: Whether to log which frames times became, and what gives none.
 
         Raises:
             ValueError: An entry lies outside of its reference or of the clip.
@@ -71,8 +75,11 @@ class References:
                 )
             target, piece = (self._by_time if isinstance(entry, Sentence) else self._by_number)(entry, files)
             length = piece.stop - piece.start
-            if not length:
+            if say and not length:
                 get_logger().warning("mask strategy %s gives no frame", entry)
+            elif say and isinstance(entry, Sentence):
+                spans = latent_spans(self.vae, self.num_frames)[target : target + length]
+                get_logger().info("%s: frames %d to %d of the clip", entry, spans[0][0], spans[-1][1] - 1)
             resolved.append((KnownFrames(entry.loop, 0, 0, target, length, entry.edit), piece))
         return resolved
 
@@ -169,9 +176,6 @@ class References:
         spans = latent_spans(self.vae, behind)
         inside = [i for i, (a, b) in enumerate(spans) if place <= a and b <= place + length]
         inside = inside or [next(i for i, (a, b) in enumerate(spans) if a <= place < b)]
-        get_logger().info(
-            "%s: frames %d to %d of the clip", entry, spans[inside[0]][0], spans[inside[-1]][1] - 1
-        )
         around = [c for c in chunks(self.vae, behind) if c.first <= inside[-1] and inside[0] < c.last]
         times = range(around[0].start, around[-1].stop)
         numbers = (first + round((frame - place) * file.fps / rate) for frame in times)

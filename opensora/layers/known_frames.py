@@ -61,7 +61,8 @@ class KnownFrames:
                 raise
             raise ValueError(
                 f"mask strategy {shorten(text)}: give one to six numbers with commas: loop, reference, its "
-                "first frame, first frame in the clip, length (whole numbers), edit ratio (0 to 1)."
+                "first frame, first frame in the clip, length (whole numbers), edit ratio (0 to 1); or write "
+                "'keep FILE at start' (docs/inference.md)."
             ) from None
 
     def span(self, given: int, frames: int, align: int | None = None) -> tuple[int, int, int]:

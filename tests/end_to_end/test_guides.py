@@ -240,6 +240,18 @@ def test_frames_given_where_clips_overlap_are_shown_and_each_clip_has_its_noise(
     assert not torch.allclose(first[:, 6:], second[:, 6:], atol=1e-2)
 
 
+def test_what_would_do_nothing_is_said_and_what_becomes_of_times_once(make, caplog):
+    make(
+        "--prompt", "|0|a cat|3|a dog", "--cond-type", "i2v_head", "--loop", 2, "--condition-frame-length", 2
+    )
+    assert "its text from clip 3 on is never read; loop=2" in caplog.text
+    assert "cond_type='i2v_head' does nothing: there are no references" in caplog.text
+    caplog.clear()
+    strategy = ("--mask-strategy", "keep 0f..5f from clip.mp4 at start")
+    make("--prompt", "a cat", *strategy, "--num-sample", 2, "--verbose", 1)
+    assert caplog.text.count("frames 0 to 4 of the clip") == 1 and "never read" not in caplog.text
+
+
 CONDITIONS = {  # cond_type: (references, loops, {latent: (reference, its latent)})
     "i2v_head": ("a.png", 1, {0: ("a.png", 0)}),
     "i2v_tail": ("clip.mp4", 1, {5: ("clip.mp4", 15)}),

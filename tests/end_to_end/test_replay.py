@@ -123,6 +123,8 @@ def test_a_replay_says_what_differs(first, replay, runs, tmp_path, capsys):
     other = replay(path, tmp_path, "--seed", 43)
     assert other.read_bytes() != path.read_bytes()
     assert f"not the bytes of {path} (seed 42 then, 43 now)" in capsys.readouterr().out
+    assert replay(path, tmp_path, "--cfg-scale", 5).read_bytes() != path.read_bytes()
+    assert "guidance {" in capsys.readouterr().out  # also what lies deeper in the config
     (tmp_path / "bare").mkdir()
     write_video(torch.zeros(3, 2, 16, 16), tmp_path / "bare/a.mp4", 8)
     wrong = {

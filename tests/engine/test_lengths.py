@@ -67,14 +67,14 @@ def test_clips_that_cannot_continue_each_other(video_vae):
     cfg = {**base_configs()["inference"], "loop": 2}
     assert check_loops(video_vae(), 49, cfg) == 81
     assert check_loops(video_vae(), 49, {**cfg, "loop": 1, "condition_frame_length": 99}) == 49
-    for changes in (
-        {"condition_frame_length": 15},
-        {"condition_frame_length": 4},
-        {"condition_frame_edit": 1.5},
-    ):
-        with pytest.raises(ValueError, match="clips of 15 latent frames share fewer than that"):
-            check_loops(video_vae(), 49, {**cfg, **changes})
-    with pytest.raises(ValueError, match="clips of 13 latent frames"):
+    for length in (15, 4):
+        with pytest.raises(
+            ValueError, match="has 15 latent frames and shares fewer.*; use 5 or 10, or another"
+        ):
+            check_loops(video_vae(), 49, {**cfg, "condition_frame_length": length})
+    with pytest.raises(ValueError, match="condition_frame_edit=1.5: use a number from 0"):
+        check_loops(video_vae(), 49, {**cfg, "condition_frame_edit": 1.5})
+    with pytest.raises(ValueError, match="43 frames has 13 latent frames.*; use another num_frames"):
         check_loops(Stacked(), 43, cfg)
 
 

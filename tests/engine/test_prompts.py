@@ -64,6 +64,12 @@ def test_wrong_prompts(tmp_path, arguments, said):
         read_prompts(*arguments)
 
 
+@pytest.mark.parametrize("text", ["|0|a|2|b|1|c", "|0|a|0|b", "|0||1|b", "|0|a|1| "])
+def test_texts_of_clips_are_in_order_and_there(text):
+    with pytest.raises(ValueError, match="each number is larger than the one before, with a text"):
+        requests(prompt=[text])
+
+
 def test_missing_files():
     with pytest.raises(FileNotFoundError, match="no such file. Give a .txt, .csv or .jsonl file"):
         read_prompts(None, "no.txt")
