@@ -163,8 +163,8 @@ def check_loops(vae: Any, num_frames: int, cfg: Mapping[str, Any]) -> int:
         choice = f"use {' or '.join(map(str, allowed[-3:]))}, or" if allowed else "use"
         raise ValueError(
             f"loop={cfg['loop']}, condition_frame_length={overlap}: a clip of {num_frames} frames has "
-            f"{latents} latent frames and shares fewer with the next; this vae codes {whole} at once, so both are "
-            f"multiples of {whole}; {choice} another num_frames."
+            f"{latents} latent frames and shares fewer with the next; this vae codes {whole} at once, so "
+            f"both are multiples of {whole}; {choice} another num_frames."
         )
     return total_length(vae, num_frames, cfg["loop"], overlap)
 
