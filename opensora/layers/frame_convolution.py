@@ -55,12 +55,11 @@ class FrameConvolution:
     def __init__(
         self, weight: Tensor, bias: Tensor | None, stride: Sequence[int], padding: tuple[int, ...]
     ) -> None:
-        self.weight = weight.contiguous(memory_format=torch.channels_last_3d)
         # torch runs small float32 convolutions in 3D by a slow path; two dimensions have a fast one. Sums of
         # taps in lower precision would be rounded once more each.
         split = weight.dtype not in (torch.bfloat16, torch.float16) or weight.shape[2] == 1
-        taps = weight.unbind(2) if split else ()
-        self.taps = [tap.contiguous(memory_format=torch.channels_last) for tap in taps]
+        self.taps = _images_of_taps(weight) if split else ()
+        self.weight = weight if split else weight.contiguous(memory_format=torch.channels_last_3d)
         self.bias = bias
         self.stride = tuple(stride)
         self.padding = padding
@@ -104,8 +103,9 @@ class TimeFilter:
     """
 
     def __init__(self, weight: Tensor, padding: tuple[int, int]) -> None:
-        kernels = torch.einsum("nt,octhw->nochw", _WEIGHTS, weight)
-        self.kernels = [kernel.contiguous(memory_format=torch.channels_last) for kernel in kernels]
+        taps = weight.permute(2, 0, 3, 4, 1)
+        kernels = _WEIGHTS @ taps.reshape(_TAPS, -1)
+        self.kernels = kernels.view(-1, *taps.shape[1:]).permute(0, 1, 4, 2, 3).unbind(0)
         self.padding = padding
         self.inputs = self.products = weight.new_empty(0, 0)
 
@@ -134,3 +134,8 @@ class TimeFilter:
             product.copy_(images.permute(0, 2, 3, 1))
         for i in range(tiles):
             torch.mm(_PRODUCTS, products[:, i].flatten(1), out=out[TILE * i : TILE * (i + 1)].flatten(1))
+
+
+def _images_of_taps(weight: Tensor) -> tuple[Tensor, ...]:
+    """Return the taps in time, [C', C, kH, kW] each, with the channels side by side."""
+    return weight.permute(2, 0, 3, 4, 1).contiguous().permute(0, 1, 4, 2, 3).unbind(0)

@@ -118,8 +118,7 @@ def slab_upsample(x: Tensor, conv: nn.Conv2d | nn.Conv3d) -> Tensor:
     length, height, width = x.shape[2:]
     times = conv.weight.ndim - 3
     weight = conv.weight if times == 2 else conv.weight[:, :, None]
-    sums = torch.tensor(_SUMS, dtype=weight.dtype, device=weight.device)
-    kernels = torch.einsum("apk,bql,octkl->aboctpq", sums, sums, weight).flatten(0, 2)
+    kernels = _summed_taps(weight)
     bias = None if conv.bias is None else conv.bias.repeat(4)
     out = _empty(x, conv.out_channels, times * length, 2 * height, 2 * width)
     outer = FrameConvolution(kernels[:, :, ::2], bias, (1, 1, 1), (0, 0))
@@ -170,6 +169,15 @@ def slab_refine(h: Tensor, norm: nn.Module, x: Tensor) -> Tensor:
     return h
 
 
+def _summed_taps(weight: Tensor) -> Tensor:
+    """Return the kernels of the four results per value. [C', C, kT, 3, 3] to [4 C', C, kT, 2, 2]."""
+    sums = torch.tensor(_SUMS, dtype=weight.dtype, device=weight.device).flatten(0, 1)
+    pairs = torch.kron(sums, sums) @ weight.permute(3, 4, 2, 0, 1).reshape(9, -1)  # [(a p) (b q), kT C' C]
+    made = pairs.view(2, 2, 2, 2, weight.shape[2], *weight.shape[:2])  # a p b q t o c
+    made = made.permute(4, 0, 2, 5, 1, 3, 6).flatten(1, 3)  # t (a b o) p q c
+    return made.permute(1, 4, 0, 2, 3)
+
+
 def _double_time(frames: Tensor, outer: FrameConvolution, inner: FrameConvolution, to: Tensor) -> None:
     """Convolve frames, of which the first is the one before; `to` has shape [T, 2, H, 2, W, 2, C']."""
     # Outputs 2t and 2t + 1 see x[t - 1] through tap 0 and x[t] through tap 2; tap 1 meets one or the other.
@@ -206,7 +214,10 @@ def _plan(
     size = x[0, :, 0].numel() * x.element_size() * conv.stride[0]
     count = max(1, _SLAB_BYTES // (TILE * size)) * TILE
     time_filter = TimeFilter(conv.weight, padding) if filtered and length >= TILE else None
-    direct = FrameConvolution(conv.weight, conv.bias, conv.stride, padding)
+    # Kernels are arranged anew for every part of a video, so only those that are used.
+    direct = None
+    if time_filter is None or length % TILE:
+        direct = FrameConvolution(conv.weight, conv.bias, conv.stride, padding)
 
     def apply(frames: Tensor, missing: int, to: Tensor) -> None:
         if time_filter is None or len(to) % TILE:
