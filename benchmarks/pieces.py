@@ -22,7 +22,8 @@ from opensora.utils.config import load_config
 
 SIZE = (48, 48)
 CHUNK = 33
-ROUNDS = {17: 3, 65: 3, 129: 1, 257: 1}  # frames of the clip, and rounds of the timing
+LENGTHS = (17, 65, 129, 257)  # frames of the clip
+ROUNDS = 3  # of whole and streamed, whose ratio is asked for; the others run once
 MODES: dict[str, dict[str, Any]] = {
     "whole": {},
     "chunked": dict(micro_frame_size=CHUNK),
@@ -39,10 +40,10 @@ def run() -> Iterator[Measure]:
     """Yield seconds, the ratio of streamed to whole, peaks, and the growth of the streamed peak."""
     torch.set_num_threads(1)
     for side in ("encode", "decode"):
-        for frames, rounds in ROUNDS.items():
+        for frames in LENGTHS:
             name = f"vae/streaming/{frames}x{SIZE[0]}x{SIZE[1]}/{side}"
             if wanted(name):
-                yield from _times(name, frames, rounds, side)
+                yield from _times(name, frames, side)
     if wanted("vae/streaming/peak"):
         yield from _peaks()
 
@@ -63,15 +64,12 @@ def network(frames: int, side: str, mode: str) -> Callable[[], None]:
     step = CHUNK - 1 if side == "encode" else (CHUNK - 1) // 4
     draw = partial(torch.randn, generator=torch.Generator().manual_seed(0))
 
-    def parts() -> Iterator[Tensor]:
-        yield draw(1, shape[0], 1 + step, *shape[2:])
-        for start in range(1 + step, shape[1], step):
-            yield draw(1, shape[0], min(step, shape[1] - start), *shape[2:])
-
     @torch.no_grad()
     def call() -> None:
         if mode == "streamed":
-            for _ in getattr(vae, f"{side}_stream")(parts()):
+            for _ in getattr(vae, f"{side}_stream")(
+                draw(1, shape[0], length, *shape[2:]) for length in part_lengths(shape[1], step)
+            ):
                 pass
         else:
             getattr(vae, side)(draw(1, *shape))
@@ -79,22 +77,31 @@ def network(frames: int, side: str, mode: str) -> Callable[[], None]:
     return call
 
 
+def part_lengths(total: int, step: int) -> list[int]:
+    """Return the lengths of the parts in which a clip comes: one more than a step, then steps, then the rest."""
+    first = min(1 + step, total)
+    return [first, *(min(step, total - start) for start in range(first, total, step))]
+
+
 def peaks(side: str, mode: str) -> dict[int, float]:
     """Return the peaks of clips of all lengths in MiB, above this process, which does nothing else."""
     torch.set_num_threads(1)
     ctypes.CDLL("libc.so.6").mallopt(_MMAP_THRESHOLD, 1 << 16)
     network(5, side, mode)()  # loads libraries
-    return {frames: peak_memory(network(frames, side, mode)) for frames in ROUNDS}
+    return {frames: peak_memory(network(frames, side, mode)) for frames in LENGTHS}
 
 
-def _times(name: str, frames: int, rounds: int, side: str) -> Iterator[Measure]:
+def _times(name: str, frames: int, side: str) -> Iterator[Measure]:
     calls = {mode: network(frames, side, mode) for mode in MODES}
-    times = interleaved(calls, rounds, int(rounds > 1), clock=time.process_time)
-    conditions = {"threads": 1, "rounds": rounds, "clock": "process"}
-    for mode, seconds in times.items():
-        yield Measure(f"{name}/{mode}/time", seconds, "s", conditions=conditions)
+    pair = {mode: calls.pop(mode) for mode in ("whole", "streamed")}
+    times = interleaved(pair, ROUNDS, clock=time.process_time)
+    others = interleaved(calls, 1, clock=time.process_time)
+    for found, rounds in ((times, ROUNDS), (others, 1)):
+        conditions = {"threads": 1, "rounds": rounds, "clock": "process"}
+        for mode, seconds in found.items():
+            yield Measure(f"{name}/{mode}/time", seconds, "s", conditions=conditions)
     ratio = times["streamed"] / times["whole"]
-    yield Measure(f"{name}/streamed/over_whole", ratio, "x", STREAMED_OVER_WHOLE, conditions=conditions)
+    yield Measure(f"{name}/streamed/over_whole", ratio, "x", STREAMED_OVER_WHOLE, conditions={"threads": 1})
 
 
 def _peaks() -> Iterator[Measure]:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from benchmarks import vae
+from benchmarks import pieces, vae
 
 
 def test_bare_convolutions_are_those_of_the_definition():
@@ -27,3 +27,9 @@ def test_peak_signal_to_noise_ratio():
 
 def test_shipped_settings_are_settings_of_the_autoencoder():
     assert vae.make_model("fp32", "shipped").micro_frame_size == 17
+
+
+def test_every_mode_of_the_streaming_layout_runs():
+    for mode in pieces.MODES:
+        pieces.network(5, "encode", mode)()
+    assert [pieces.part_lengths(n, 16) for n in (5, 17, 40)] == [[5], [17], [17, 16, 7]]
