@@ -14,7 +14,6 @@ from multiprocessing import get_context
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from benchmarks.measure import Measure, interleaved, peak_memory, wanted
 from opensora.models.video_vae import VideoVAE
@@ -78,7 +77,7 @@ def network(frames: int, side: str, mode: str) -> Callable[[], None]:
 
 
 def part_lengths(total: int, step: int) -> list[int]:
-    """Return the lengths of the parts in which a clip comes: one more than a step, then steps, then the rest."""
+    """Return the lengths of the parts of a clip: one more than a step, then steps, then the rest."""
     first = min(1 + step, total)
     return [first, *(min(step, total - start) for start in range(first, total, step))]
 

@@ -2,8 +2,8 @@
 
 Encoding and decoding of clips of 128 x 128 pixels: in one piece, in the chunks of the published weights, and
 as the inference config ships it. 2 threads. `over_bare` is our time over that of the float32 convolutions of
-the definition, so an implementation that runs these stays above 1. `benchmarks/pieces.py` has the streaming layout
-by length.
+the definition, so an implementation that runs these stays above 1. `benchmarks/pieces.py` has the streaming
+layout by length.
 """
 
 import math
