@@ -5,6 +5,7 @@ Module names are those of the published Open-Sora 1.3 weights.
 Source: Rombach et al. 2022 (latent diffusion) for the layout of blocks; Open-Sora 1.3 for its causal 3D form.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -25,7 +26,7 @@ from opensora.layers.causal_conv3d import (
 from opensora.layers.interfaces import Posterior
 from opensora.layers.norms import make_norm
 from opensora.layers.slabs import in_slabs, slab_conv, slab_refine, slab_upsample
-from opensora.layers.streaming import is_first
+from opensora.layers.streaming import is_first, past_frames
 from opensora.utils.random import Draws, ReplayDraws
 
 ATTENTIONS = ("raster", "frame", "none")
@@ -100,6 +101,35 @@ def draw_latents(posterior: Posterior, draws: Draws | ReplayDraws | None) -> Ten
     if draws is None:
         return posterior.mean
     return posterior.sample(draws.normal("posterior", 0, posterior.mean.shape))
+
+
+def fold(owner: nn.Module, x: Tensor, patch: Sequence[int]) -> Tensor:
+    """Return patches of pixels as channels; what fills no patch is cut off.
+
+    A layer's first patch in time ends with the first frame, so nothing sees later frames.
+
+    Args:
+        owner: The layer, of which a stream remembers that it began.
+        x: Shape [B, C, T, H, W].
+        patch: Frames, rows and columns of a patch.
+
+    Returns:
+        Shape [B, C t h w, T', H // h, W // w], with T' = 1 + (T - 1) // t at the beginning of a video.
+    """
+    if max(patch) == 1:
+        return x
+    _, zeros = past_frames(owner, x, patch[0] - 1, 0)
+    x = F.pad(x, (0, 0, 0, 0, zeros, 0))
+    time, height, width = (size // side * side for size, side in zip(x.shape[2:], patch, strict=True))
+    names = dict(zip("thw", patch, strict=True))
+    x = x[:, :, :time, :height, :width]
+    return rearrange(x, "B C (T t) (H h) (W w) -> B (C t h w) T H W", **names)
+
+
+def unfold(x: Tensor, patch: Sequence[int]) -> Tensor:
+    """Undo `fold`, but for the frames before the first. Shape [B, C t h w, T, H, W] to [B, C, T t, H h, W w]."""
+    names = dict(zip("thw", patch, strict=True))
+    return rearrange(x, "B (C t h w) T H W -> B C (T t) (H h) (W w)", **names)
 
 
 class ResBlock(nn.Module):
@@ -243,6 +273,7 @@ class Encoder(nn.Module):
         num_res_blocks: Residual blocks per level.
         resamples: For each level the layers behind its blocks, by name.
         style: How layers treat time.
+        patch_size: Frames, rows and columns that are folded into channels first.
     """
 
     def __init__(
@@ -253,9 +284,11 @@ class Encoder(nn.Module):
         num_res_blocks: int,
         resamples: Sequence[Mapping[str, nn.Module]],
         style: Style,
+        patch_size: Sequence[int] = (1, 1, 1),
     ) -> None:
         super().__init__()
-        self.conv_in = style.conv(3, channels)
+        self.patch_size = tuple(patch_size)
+        self.conv_in = style.conv(3 * math.prod(patch_size), channels)
         self.down = nn.ModuleList(
             _Level(_res_blocks(width, to, num_res_blocks, style), layers)
             for width, to, layers in zip([channels, *widths[:-1]], widths, resamples, strict=True)
@@ -266,7 +299,7 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Shape [B, 3, T, H, W] to [B, 2Z, T', H', W']."""
-        x = self.conv_in(x)
+        x = self.conv_in(fold(self, x, self.patch_size))
         for layer in chain.from_iterable(level.layers() for level in self.down):
             x = layer(x)
         return norm_conv(self.mid(x), self.norm_out, self.conv_out.conv).contiguous()
@@ -282,6 +315,7 @@ class Decoder(nn.Module):
         resamples: For each level the layers behind its blocks, by name.
         surplus: Frames that are dropped at the beginning of a video.
         style: How layers treat time.
+        patch_size: Frames, rows and columns that are unfolded from channels last.
     """
 
     def __init__(
@@ -292,6 +326,7 @@ class Decoder(nn.Module):
         resamples: Sequence[Mapping[str, nn.Module]],
         surplus: int,
         style: Style,
+        patch_size: Sequence[int] = (1, 1, 1),
     ) -> None:
         super().__init__()
         self.conv_in = style.conv(in_channels, widths[-1])
@@ -301,15 +336,16 @@ class Decoder(nn.Module):
             for width, to, layers in zip([*widths[1:], widths[-1]], widths, resamples, strict=True)
         )
         self.norm_out = make_norm(style.norm, widths[0])
-        self.conv_out = BareCausalConv3d(widths[0], 3, repeat_first=style.repeat_first)
-        self.surplus = surplus
+        pixels = 3 * math.prod(patch_size)
+        self.conv_out = BareCausalConv3d(widths[0], pixels, repeat_first=style.repeat_first)
+        self.surplus, self.patch_size = surplus, tuple(patch_size)
 
     def forward(self, z: Tensor) -> Tensor:
         """Shape [B, Z, T', H', W'] to [B, 3, T, H, W]."""
         x = self.mid(self.conv_in(z))
         for layer in chain.from_iterable(level.layers() for level in reversed(self.up)):
             x = layer(x)
-        x = norm_conv(x, self.norm_out, self.conv_out)
+        x = unfold(norm_conv(x, self.norm_out, self.conv_out), self.patch_size)
         return x[:, :, self.surplus if is_first(self) else 0 :].contiguous()
 
 
@@ -323,6 +359,7 @@ class VideoEncoder(Encoder):
         num_res_blocks: Residual blocks per level.
         temporal_down: Levels that halve time.
         style: How layers treat time.
+        patch_size: Frames, rows and columns that are folded into channels first.
     """
 
     def __init__(
@@ -333,13 +370,14 @@ class VideoEncoder(Encoder):
         num_res_blocks: int,
         temporal_down: Sequence[int],
         style: Style = Style(),
+        patch_size: Sequence[int] = (1, 1, 1),
     ) -> None:
         widths = [channels * multiplier for multiplier in channel_multipliers]
         resamples = [
             {"downsample": Downsample3D(width) if i in temporal_down else Downsample2D(width)}
             for i, width in enumerate(widths[:-1])
         ]
-        super().__init__(out_channels, channels, widths, num_res_blocks, [*resamples, {}], style)
+        super().__init__(out_channels, channels, widths, num_res_blocks, [*resamples, {}], style, patch_size)
 
 
 class VideoDecoder(Decoder):
@@ -355,6 +393,7 @@ class VideoDecoder(Decoder):
         num_res_blocks: Residual blocks per level, of which the decoder has one more.
         temporal_up: Levels that double time.
         style: How layers treat time.
+        patch_size: Frames, rows and columns that are unfolded from channels last.
     """
 
     def __init__(
@@ -365,11 +404,13 @@ class VideoDecoder(Decoder):
         num_res_blocks: int,
         temporal_up: Sequence[int],
         style: Style = Style(),
+        patch_size: Sequence[int] = (1, 1, 1),
     ) -> None:
         widths = [channels * multiplier for multiplier in channel_multipliers]
         resamples = [
             {"upsample": Upsample3D(width, style.norm) if i in temporal_up else Upsample2D(width)}
             for i, width in enumerate(widths)
         ]
-        surplus = 2 ** len(temporal_up) - 1
-        super().__init__(in_channels, widths, num_res_blocks, [{}, *resamples[1:]], surplus, style)
+        surplus = patch_size[0] * 2 ** len(temporal_up) - 1
+        levels = [{}, *resamples[1:]]
+        super().__init__(in_channels, widths, num_res_blocks, levels, surplus, style, patch_size)

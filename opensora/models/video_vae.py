@@ -50,9 +50,11 @@ class VideoVAE(GaussianAutoencoder):
         attention: "raster": as published; "frame": inside each frame; "none".
         initial_logvar: Added to the posterior's log variance before training. -5 starts nearly deterministic,
             which small models learn faster from.
+        patch_size: Frames, rows and columns of pixels that are folded into channels before the first layer
+            and unfolded behind the last: several times faster than levels, for small models.
 
     Raises:
-        ValueError: The levels or the statistics do not fit each other.
+        ValueError: The levels, patches or statistics do not fit each other.
     """
 
     def __init__(
@@ -77,32 +79,36 @@ class VideoVAE(GaussianAutoencoder):
         norm: str = "clip",
         attention: str = "raster",
         initial_logvar: float = 0.0,
+        patch_size: Sequence[int] = (1, 1, 1),
     ) -> None:
         levels = len(channel_multipliers) - 1
         _check_levels("temporal_down", temporal_down, range(levels), temporal_up)
         _check_levels("temporal_up", temporal_up, range(1, levels + 1), temporal_down)
+        if len(patch_size) != 3 or min(patch_size) < 1 or patch_size[1] != patch_size[2]:
+            raise ValueError(
+                f"patch_size={tuple(patch_size)}: expected frames, rows and columns, the last two equal."
+            )
         style = Style(norm, attention)
+        side = patch_size[1] * 2**levels
         super().__init__(
             latent_channels,
-            (2 ** len(temporal_down), 2**levels, 2**levels),
+            (patch_size[0] * 2 ** len(temporal_down), side, side),
             style.streams,
             Pieces(micro_batch_size, micro_frame_size, temporal_overlap, spatial_tile, spatial_overlap),
             latent_mean,
             latent_std,
         )
-        self.levels, self.temporal_down = levels, tuple(temporal_down)
-        self.encoder = VideoEncoder(
-            2 * latent_channels, channels, channel_multipliers, num_res_blocks, temporal_down, style
-        )
-        self.decoder = VideoDecoder(
-            latent_channels, channels, channel_multipliers, num_res_blocks, temporal_up, style
-        )
+        self.levels, self.temporal_down, self.patch_side = levels, tuple(temporal_down), patch_size[1]
+        widths = channels, channel_multipliers, num_res_blocks
+        self.encoder = VideoEncoder(2 * latent_channels, *widths, temporal_down, style, patch_size)
+        self.decoder = VideoDecoder(latent_channels, *widths, temporal_up, style, patch_size)
         with torch.no_grad():
             self.encoder.conv_out.conv.bias[latent_channels:] += initial_logvar
         set_tiling(self, tile_size, tile_axis, num_tiles)
         set_micro_batch_2d(self, micro_batch_size_2d)
 
     def _latent_side(self, size: int) -> int:
+        size //= self.patch_side
         for level in range(self.levels):  # 2D levels round down, causal 3D ones up
             size = (size + 1) // 2 if level in self.temporal_down else size // 2
         return size
