@@ -26,7 +26,7 @@ from opensora.layers.causal_conv3d import (
 from opensora.layers.interfaces import Posterior
 from opensora.layers.norms import make_norm
 from opensora.layers.slabs import in_slabs, slab_conv, slab_refine, slab_upsample
-from opensora.layers.streaming import is_first, past_frames
+from opensora.layers.streaming import is_first
 from opensora.utils.random import Draws, ReplayDraws
 
 ATTENTIONS = ("raster", "frame", "none")
@@ -118,8 +118,7 @@ def fold(owner: nn.Module, x: Tensor, patch: Sequence[int]) -> Tensor:
     """
     if max(patch) == 1:
         return x
-    _, zeros = past_frames(owner, x, patch[0] - 1, 0)
-    x = F.pad(x, (0, 0, 0, 0, zeros, 0))
+    x = F.pad(x, (0, 0, 0, 0, patch[0] - 1 if is_first(owner) else 0, 0))
     time, height, width = (size // side * side for size, side in zip(x.shape[2:], patch, strict=True))
     names = dict(zip("thw", patch, strict=True))
     x = x[:, :, :time, :height, :width]
@@ -127,7 +126,7 @@ def fold(owner: nn.Module, x: Tensor, patch: Sequence[int]) -> Tensor:
 
 
 def unfold(x: Tensor, patch: Sequence[int]) -> Tensor:
-    """Undo `fold`, but for the frames before the first. Shape [B, C t h w, T, H, W] to [B, C, T t, H h, W w]."""
+    """Undo `fold`, but for frames before the first. Shape [B, C t h w, T, H, W] to [B, C, T t, H h, W w]."""
     names = dict(zip("thw", patch, strict=True))
     return rearrange(x, "B (C t h w) T H W -> B C (T t) (H h) (W w)", **names)
 

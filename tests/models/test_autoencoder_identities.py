@@ -38,6 +38,15 @@ FAMILIES = {
     "VideoVAE, as published": _VIDEO,
     "VideoVAE, streaming preset": {**_VIDEO, "norm": "pixel", "attention": "frame"},
     "VideoVAE, frame norms": {**_VIDEO, "norm": "frame", "attention": "frame"},
+    "VideoVAE, patches of 2 x 4 x 4": {
+        **_VIDEO, "norm": "pixel", "attention": "none", "patch_size": (2, 4, 4),
+        "channel_multipliers": (1,), "temporal_down": (), "temporal_up": (),
+    },
+    "VideoVAE, patches of 1 x 2 x 2": {
+        **_VIDEO, "norm": "pixel", "attention": "none", "patch_size": (1, 2, 2),
+        "channel_multipliers": (1, 1), "temporal_down": (0,),
+        "temporal_up": (1,),
+    },
     "StackedVAE (1.2)": dict(type="StackedVAE", spatial=_IMAGE, temporal=_TIME, micro_frame_size=None),
     "CausalVideoVAE": _PLAN,
     "CausalVideoVAE, residual blocks": {
