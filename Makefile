@@ -8,7 +8,7 @@ GOLDEN_DIR ?= tests/golden/vectors
 export OMP_NUM_THREADS ?= 1
 export VENV PYTHON TORCH EXTRAS
 
-.PHONY: help setup demo test test-slow check format golden bench
+.PHONY: help setup demo lab test test-slow check format golden bench
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -19,6 +19,9 @@ setup: ## make the environment; PYTHON=..., TORCH='any pip arguments' or TORCH=s
 
 demo: setup ## train a tiny model and sample a video
 	$(BIN)/python scripts/demo.py $(ARGS)
+
+lab: setup ## train tiny models in a generated world and judge them, ARGS='--scale 10' on a GPU
+	$(BIN)/python scripts/lab.py $(or $(ARGS),--scale 0.4)
 
 test: setup ## the fast tests, ARGS='tests/models -k name'
 	$(BIN)/python -m pytest -q --durations=10 -n 2 --dist loadfile $(ARGS)

@@ -26,9 +26,9 @@ TRAIN = Path("configs/lab/train")
 T2V = Path("configs/lab/inference/t2v.py")
 VAE = Path("configs/lab/inference/vae.py")
 SHIPPED = Path("assets/lab")
-STAGES = {"stage1": "features1", "stage2": "features2", "stage3": "features2"}  # and their features
+STAGES = ("stage1", "stage2")
 STATISTICS_OF = 500  # clips
-CURVES = {"vae": "psnr", "decoder": "psnr", "stage1": "loss", "stage2": "loss", "stage3": "loss"}
+CURVES = {"vae": "psnr", "decoder": "psnr", "stage1": "loss", "stage2": "loss"}
 WIDTH, HEIGHT = 360, 140  # of a curve
 
 
@@ -117,18 +117,18 @@ def train_denoiser(folder: Path, scale: float, statistics: Sequence[str]) -> Non
     """Write features and train the stages, each from the one before."""
     vae = ["--vae.from_pretrained", folder / "decoder", *statistics]
     before: list[object] = []
-    for name, features in STAGES.items():
-        path = folder / features
-        if not (path / "index.safetensors").exists():
-            run("scripts/extract_features.py", TRAIN / f"{name}.py", "--save-dir", path, *vae)
-        cached = ["--dataset", repr({"type": "FeatureDataset", "data_path": str(path)})]
+    path = folder / "features"
+    if not (path / "index.safetensors").exists():
+        run("scripts/extract_features.py", TRAIN / "stage1.py", "--save-dir", path, *vae)
+    cached = ["--dataset", repr({"type": "FeatureDataset", "data_path": str(path)})]
+    for name in STAGES:
         train(name, folder, scale, "train", *cached, *vae, *before)
         before = ["--model.from_pretrained", folder / name]
 
 
 def own_models(folder: Path, statistics: Sequence[str]) -> list[object]:
     """Return the options that take this run's models."""
-    own = ["--vae.from_pretrained", folder / "decoder", "--model.from_pretrained", folder / "stage3"]
+    own = ["--vae.from_pretrained", folder / "decoder", "--model.from_pretrained", folder / STAGES[-1]]
     return [*own, *statistics]
 
 
@@ -136,7 +136,7 @@ def ship(folder: Path, statistics: Sequence[str]) -> None:
     """Put averaged weights as fp16 into assets/lab, and the statistics into the config."""
     from opensora.engine.checkpoint import weights_file
 
-    for name, part, target in (("decoder", "vae", "vae"), ("stage3", "model", "stdit3")):
+    for name, part, target in (("decoder", "vae", "vae"), (STAGES[-1], "model", "stdit3")):
         source = weights_file(folder / name, part, True)
         target = SHIPPED / f"{target}.safetensors"
         run("scripts/convert_weights.py", source, target, "--dtype", "fp16", "--force")
