@@ -1,10 +1,12 @@
 """The lab: a generated world, a tiny autoencoder and STDiT3 trained on it, judged, in one report.
 
     python scripts/lab.py [--folder outputs/lab] [--scale 1] [--threads 2] [--ship]
+    python scripts/lab.py --knobs [--prompts 200]
 
 Every step runs the scripts that real runs use, with the configs in configs/lab. The same command again goes
 on where it was stopped. --scale multiplies the steps of training: 1 is what the shipped models had, above it
-is for a GPU. --ship puts the models into assets/lab.
+is for a GPU. --ship puts the models into assets/lab. --knobs trains nothing: it measures what settings of
+inference change in the shipped models.
 """
 
 import argparse
@@ -28,6 +30,18 @@ VAE = Path("configs/lab/inference/vae.py")
 SHIPPED = Path("assets/lab")
 STAGES = ("stage1", "stage2")
 STATISTICS_OF = 500  # clips
+_SCALE = "--guidance.scales.text.scale"
+KNOBS: dict[str, list[object]] = {  # what differs from the shipped config
+    "as shipped": [],
+    "guidance scale 1": [_SCALE, 1.0],
+    "guidance scale 2": [_SCALE, 2.0],
+    "guidance scale 5": [_SCALE, 5.0],
+    "guidance scale 8": [_SCALE, 8.0],
+    "4 steps": ["--num-sampling-steps", 4],
+    "25 steps": ["--num-sampling-steps", 25],
+    "time shift": ["--scheduler.shift_time", True],
+    "8 frames per second asked as 24": ["--fps", 24],
+}
 CURVES = {"vae": "psnr", "decoder": "psnr", "stage1": "loss", "stage2": "loss"}
 WIDTH, HEIGHT = 360, 140  # of a curve
 
@@ -42,11 +56,15 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--prompts", type=int, default=100, help="prompts that the models are judged by")
     parser.add_argument("--ship", action="store_true", help="put the models into assets/lab")
+    parser.add_argument("--knobs", action="store_true", help="only measure settings of inference")
     args = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(args.threads)
     os.environ["PYTHONPATH"] = os.pathsep.join(
         [str(Path(__file__).resolve().parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
     )
+    if args.knobs:
+        print(knobs(args.folder / "knobs", args.prompts))
+        return
     start = time.perf_counter()
     found = train_autoencoder(args.folder, args.scale)
     train_denoiser(args.folder, args.scale, found)
@@ -147,13 +165,33 @@ def ship(folder: Path, statistics: Sequence[str]) -> None:
     write_text(text, VAE)
 
 
-def judge(folder: Path, prompts: int, models: Sequence[object]) -> dict[str, Any]:
+def judge(
+    folder: Path,
+    prompts: int,
+    models: Sequence[object],
+    modes: Sequence[str] = ("t2v", "i2v", "extend", "vae"),
+) -> dict[str, Any]:
     """Judge models; return the result and the pictures beside it."""
-    modes = ["t2v", "i2v", "extend", "vae"]
     options = ["--prompts", prompts, "--modes", *modes, "--lab-dir", folder, "--save-dir", folder / "clips"]
     run("-m", "eval.lab", T2V, *options, *models)
     pictures = {path.stem: path for path in sorted(folder.glob("*.png"))}
     return {"text": (folder / "result.md").read_text(encoding="utf-8"), "pictures": pictures}
+
+
+def knobs(folder: Path, prompts: int) -> str:
+    """Return a table of what settings of inference change; the same prompts and noise for all."""
+    lines: list[str] = []
+    for name, options in KNOBS.items():
+        own = folder / re.sub(r"\W+", "_", name)
+        judge(own, prompts, options, modes=("t2v",))
+        result = json.loads((own / "result.json").read_text(encoding="utf-8"))["modes"]["t2v"]["adherence"]
+        if not lines:
+            lines = [f"| | {' | '.join(result)} |", "|---" * (len(result) + 1) + "|"]
+        cells = [f"{part['share']:.2f} ({part['low']:.2f} to {part['high']:.2f})" for part in result.values()]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    text = "\n".join(lines) + "\n"
+    write_text(text, folder / "knobs.md")
+    return text
 
 
 # The report
