@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from statistics import NormalDist
 
 import numpy as np
 
@@ -30,6 +31,26 @@ def summarise(values: Sequence[float]) -> dict[str, float | int | None]:
     picks = np.random.default_rng(0).integers(len(data), size=(RESAMPLES, len(data)))
     low, high = np.quantile(data[picks].mean(1), ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
     return result | {"deviation": float(data.std(ddof=1)), "low": float(low), "high": float(high)}
+
+
+def share(right: int, total: int) -> dict[str, float | int]:
+    """Return a share with its 95 % interval.
+
+    Args:
+        right: How many are.
+        total: Of how many, at least 1.
+
+    Returns:
+        "share", "low", "high", "right", "of".
+
+    Source: Wilson 1927, "Probable inference, the law of succession, and statistical inference".
+    """
+    z = NormalDist().inv_cdf((1 + LEVEL) / 2)
+    p, scale = right / total, 1 + z * z / total
+    middle = (p + z * z / (2 * total)) / scale
+    half = z * math.sqrt(p * (1 - p) / total + (z / (2 * total)) ** 2) / scale
+    low, high = max(0.0, middle - half), min(1.0, middle + half)
+    return {"share": p, "low": low, "high": high, "right": right, "of": total}
 
 
 def table(rows: dict[str, dict[str, dict[str, float | int | None]]]) -> str:

@@ -3,7 +3,7 @@
 dataset = dict(
     type="ShapesDataset",
     world="small",  # "small": one shape on a straight path, a plain background; "full": all that there is
-    split="train",  # or "unseen": triples of shape, colour and direction that training never shows
+    split="train",  # or "unseen": triples of shape, colour and motion that training never shows
     size=6000,  # number of clips
     num_frames=None,  # frames per clip; None with bucket_config
     image_size=None,  # (height, width) in pixels; None with bucket_config

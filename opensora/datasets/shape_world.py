@@ -58,7 +58,7 @@ SHAPES = {"circle": 1.0, "square": 1.2, "triangle": 1.3, "star": 1.3, "ring": 1.
 _ROUND = ("circle", "ring")  # turning them changes nothing
 _MARGIN = 0.01  # between a shape and the edge of the frame
 _OFF_CENTRE = 1 / 16  # of a centred path
-_TRIES = 8  # places of a second object, of which the freest is taken
+_TRIES = 16  # places of a second object, of which the freest is taken; without a free one there is none
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class World:
         objects: How many there may be, of 1 and 2.
         path: "centred" paths pass the centre in the middle of the clip, "free" ones lie anywhere.
         radius: Smallest and largest radius in sides.
-        held_out: Keep 5 of 24 triples of shape, colour and direction for the split "unseen".
+        held_out: Keep 5 of 24 triples of shape, colour and motion for the split "unseen".
 
     Raises:
         ValueError: A name is unknown, or a value out of range.
@@ -135,10 +135,8 @@ WORLDS = {
 
 
 def is_held_out(shape: str, color: str, motion: str) -> bool:
-    """Say whether a triple is kept out of training: 5 of 24, spread evenly over shapes and directions."""
-    if motion not in DIRECTIONS:
-        return False
-    places = (list(SHAPES).index(shape), list(COLORS).index(color), list(DIRECTIONS).index(motion))
+    """Say whether a triple is kept out of training: 5 of 24, spread evenly over each."""
+    places = (list(SHAPES).index(shape), list(COLORS).index(color), MOTIONS.index(motion))
     return (5 * places[0] + 4 * places[1] + 3 * places[2]) % 24 < 5
 
 
@@ -241,17 +239,15 @@ class Scene:
         for thing in self.things:
             place = [v.astype(np.float32)[:, None, None] for v in thing.at(seconds, self.duration)]
             dx, dy = x - place[0] - thing.aside * room[0], y - place[1] - thing.aside * room[1]
-            outside = _distance(thing.shape, dx / place[2], dy / place[2], place[3])
-            cover = np.clip(0.5 - outside * (place[2] * zoom * unit), 0, 1)[..., None]
-            frames = frames + cover * (_color(COLORS[thing.color]) - frames)
+            part = cover(thing.shape, dx / place[2], dy / place[2], place[3], place[2] * zoom * unit)
+            frames = frames + part[..., None] * (_color(COLORS[thing.color]) - frames)
         return np.broadcast_to(frames, (num_frames, height, width, 3))
 
     def _background(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         """Return what is behind the objects. float32, shape [T, H, W, 3] or what broadcasts to it."""
-        base = _color(BACKGROUNDS[self.background])
+        base, other = shades(self.background)
         if self.pattern == "plain":
             return base.reshape(1, 1, 1, 3)
-        other = base + 0.22 if base.mean() < 0.3 else 0.72 * base
         x, y = x + 0.25 * self.phase[0], y + 0.25 * self.phase[1]
         if self.pattern == "gradient":
             share = np.clip(0.5 + 0.7 * (x if self.phase[0] < 0.5 else y), 0, 1)
@@ -264,6 +260,27 @@ class Scene:
         return base + (np.zeros_like(x + y) + share)[..., None] * (other - base)
 
 
+def shades(background: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the two colours between which the patterns of a background lie, in [0, 1]. Shape [3] each."""
+    base = _color(BACKGROUNDS[background])
+    return base, base + 0.22 if base.mean() < 0.1 else 0.72 * base
+
+
+def cover(
+    shape: str, x: np.ndarray, y: np.ndarray, angle: np.ndarray | np.float32, pixels: np.ndarray | float
+) -> np.ndarray:
+    """Return how far a shape of radius 1 covers the pixels at some points, in [0, 1].
+
+    Args:
+        shape: Of `SHAPES`.
+        x: Places, right of its centre.
+        y: Places, below it; they broadcast with x.
+        angle: By which it is turned, in radians.
+        pixels: Pixels of its radius.
+    """
+    return np.clip(0.5 - _distance(shape, x, y, angle) * pixels, 0, 1)
+
+
 def draw_scene(
     world: World, numbers: Sequence[float], num_frames: int, fps: float, split: str = "train"
 ) -> Scene:
@@ -271,7 +288,7 @@ def draw_scene(
 
     Args:
         world: Which clips there are.
-        numbers: At least 64 numbers in [0, 1).
+        numbers: At least 96 numbers in [0, 1).
         num_frames: Frames of the whole clip; 1 is an image.
         fps: Frames per second.
         split: "train", or "unseen" for the triples that are held out.
@@ -302,13 +319,40 @@ def draw_scene(
             _place(world, kind, speed, radius, duration, (next(u), next(u), next(u), next(u)))
             for _ in range(_TRIES if things else 1)
         ]
-        things.append(max(tries, key=lambda thing: _apart(thing, things, duration)))
+        best = max(tries, key=lambda thing: _apart(thing, things, duration))
+        if _apart(best, things, duration) < 0:
+            break
+        things.append(best)
     if not things:
         raise ValueError(
             f"no object of this world fits a {background} background with the camera {camera!r}: give more "
             "colors, motions or backgrounds."
         )
     return Scene(tuple(things), background, pattern, camera, num_frames, fps, phase)
+
+
+def one_object(
+    world: World,
+    kind: tuple[str, str, str],
+    background: str,
+    numbers: Sequence[float],
+    num_frames: int,
+    fps: float,
+) -> Scene:
+    """Return a scene of one chosen object over a plain background.
+
+    Args:
+        world: Says how large it is and where its path may lie.
+        kind: Its shape, colour and motion.
+        background: Of `BACKGROUNDS`.
+        numbers: At least 6 numbers in [0, 1), for the rest.
+        num_frames: Frames of the clip.
+        fps: Frames per second.
+    """
+    speed, size, *place = numbers[:6]
+    words = list(world.speeds)
+    thing = _place(world, kind, words[int(speed * len(words))], size, (num_frames - 1) / fps, tuple(place))
+    return Scene((thing,), background, "plain", "static", num_frames, fps)
 
 
 def _fits(shape: str, motion: str, camera: str, count: int) -> bool:
@@ -365,7 +409,7 @@ def _apart(thing: Thing, others: Sequence[Thing], duration: float) -> float:
     """Return the smallest distance between the edges of an object and others, in sides."""
     seconds = np.linspace(0, duration, 9)
     x, y, radius, _ = thing.at(seconds, duration)
-    gaps = [0.0]
+    gaps = [0.0]  # more than apart is not better
     for other in others:
         ox, oy, other_radius, _ = other.at(seconds, duration)
         reach = radius * SHAPES[thing.shape] + other_radius * SHAPES[other.shape]

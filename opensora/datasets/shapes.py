@@ -24,7 +24,7 @@ from opensora.utils.random import Draws
 SPLITS = ("train", "unseen")
 
 _VERSION = 1  # of scenes, pixels and captions: raise it when a row gives others than before
-_NUMBERS = 64  # of a scene, and of a caption
+_NUMBERS = 96  # of a scene, and of a caption
 _FLOW = 10.0  # motion score of an object that moves one side per second
 
 
@@ -40,7 +40,7 @@ class ShapesDataset(Dataset):
     Args:
         world: "small": one of four shapes on a straight path through the centre over a plain background.
             "full": one or two of six shapes, more motions, patterns, speeds, and a camera.
-        split: "train", or "unseen": the triples of shape, colour and direction that "train" never shows.
+        split: "train", or "unseen": the triples of shape, colour and motion that "train" never shows.
         size: Number of clips.
         num_frames: Frames per clip, when all have the same size; None with a `bucket_config`.
         image_size: (height, width) in pixels; None with a `bucket_config`.

@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from torch import Tensor, nn
+from torch import distributed as dist
 
 from opensora.acceleration.block_compile import compilations, compile_blocks
 from opensora.acceleration.parallel import init_distributed, parallel_state, shut_down
@@ -46,7 +47,7 @@ def infer(cfg: Mapping[str, Any], requests: list[Request] | None = None) -> list
     """Make every video or image that a config asks for.
 
     What can be wrong with settings, sizes, prompts, processes and weight files is found before a network is
-    built. Processes that a launcher started share the requests.
+    built. Processes that a launcher started share the requests, and part at the end if they met here.
 
     Args:
         cfg: Keys of `configs/_base_/inference.py` and of the components.
@@ -102,11 +103,13 @@ class Session:
             show: As of `generate`.
         """
         _check_settings(cfg)
+        met = dist.is_initialized()
         with TemporaryDirectory(prefix="opensora-") as name, _verbosity(cfg):
             try:
                 return self._run(cfg, requests, Path(name), listen, show)
             finally:
-                shut_down()
+                if not met:
+                    shut_down()
 
     def _run(
         self,
