@@ -68,7 +68,7 @@ REFUSED = {
 }
 
 # Top-level keys that hold a list of texts, one per word of the command line.
-_TEXT_LISTS = ("prompt", "neg_prompt", "reference_path", "mask_strategy")
+_TEXT_LISTS = ("prompt", "neg_prompt", "reference_path", "mask_strategy", "modes")
 # Ends of the names of keys that hold text even where their value is None.
 _TEXTS = (
     *(
