@@ -82,31 +82,27 @@ class Page:
         gr.Examples([[text] for text in self.examples], self.at["prompt"], label="Try one of these")
         self._note(gr, "prompt")
         with gr.Row(elem_classes="os-buttons"):
-            self.at["refine"] = gr.Button("Refine prompt", size="sm", elem_id="os-refine")
-            self.at["random"] = gr.Button("Random prompt", size="sm", elem_id="os-random")
+            self.at["refine"] = gr.Button("Refine prompt", size="sm", min_width=110, elem_id="os-refine")
+            self.at["random"] = gr.Button("Random prompt", size="sm", min_width=110, elem_id="os-random")
         self.at["size"] = gr.HTML(elem_id="os-size")
         with gr.Row(elem_classes="os-buttons"):
-            self.at["make"] = gr.Button("Make video", variant="primary", elem_id="os-make")
-            self.at["draw"] = gr.Button("Make image", elem_id="os-draw")
+            self.at["make"] = gr.Button("Make video", variant="primary", min_width=110, elem_id="os-make")
+            self.at["draw"] = gr.Button("Make image", min_width=110, elem_id="os-draw")
         self.at["note_job"] = gr.HTML(elem_id="os-note-job")
 
     def _result(self, gr: Any) -> None:
         self.at["stage"] = gr.HTML(pictures.EMPTY, elem_id="os-stage")
         self.at["video"] = gr.Video(
             show_label=False, visible=False, interactive=False, autoplay=True, loop=True, elem_id="os-video",
-            buttons=["download"], height=420,
+            buttons=["download"],
         )  # fmt: skip
         self.at["image"] = gr.Image(
-            show_label=False,
-            visible=False,
-            interactive=False,
-            elem_id="os-image",
-            type="filepath",
-            height=420,
-        )
+            show_label=False, visible=False, interactive=False, elem_id="os-image", type="filepath",
+            buttons=["download", "fullscreen"],
+        )  # fmt: skip
         self.at["status"] = gr.HTML(elem_id="os-status")
         self.at["cancel"] = gr.Button("Cancel", size="sm", visible=False, elem_id="os-cancel", variant="stop")
-        with gr.Accordion("Command line that makes the same file", open=False, visible=False) as folded:
+        with gr.Accordion("Command line of the same file", open=False, visible=False) as folded:
             self.at["command"] = gr.Code(
                 language="shell", show_label=False, interactive=False, elem_id="os-command", wrap_lines=True,
                 lines=2, show_line_numbers=False,
@@ -114,18 +110,22 @@ class Page:
         self.at["command_fold"] = folded
         with gr.Accordion("Contact sheet", open=False, visible=False) as folded:
             self.at["sheet"] = gr.Image(
-                show_label=False, interactive=False, elem_id="os-sheet", type="filepath"
-            )
+                show_label=False, interactive=False, elem_id="os-sheet", type="filepath",
+                buttons=["download", "fullscreen"],
+            )  # fmt: skip
         self.at["sheet_fold"] = folded
+        self.at["gallery_title"] = gr.HTML("<p class='os-size'>Made in this session</p>", visible=False)
         self.at["gallery"] = gr.Gallery(
-            label="Made in this session", visible=False, columns=4, height=150, allow_preview=False,
+            visible=False, columns=5, height="auto", fit_columns=False, allow_preview=False, show_label=False,
             elem_id="os-gallery", interactive=False, object_fit="cover", buttons=[],
         )  # fmt: skip
 
     def _settings(self, gr: Any) -> None:
         with gr.Column(elem_classes="os-card"):
-            for name in ("resolution", "aspect", "frames"):
-                self._control(gr, name)
+            named = any(" x " not in size for size in self.studio.controls["resolution"].choices)
+            self._control(gr, "resolution")
+            self._control(gr, "aspect", visible=named)
+            self._control(gr, "frames")
             self._note(gr, "shape")
         with gr.Column(elem_classes="os-card"):
             self.at["mode"] = gr.Dropdown(
@@ -165,6 +165,7 @@ class Page:
         quiet = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
         looks = [at[name] for name in ("size", "film", *(f"note_{group}" for group in _GROUPS))]
         slots = [at[name] for name in ("first", "second", "edit", "rule")]
+        shown = [at[name] for name in ("owner", "seen", "mode")]
         view = [at[name] for name in _VIEW]
         at["mode"].change(self.show_slots, [at["mode"]], slots, **quiet)
         for name in self.names:
@@ -182,20 +183,18 @@ class Page:
             at[name].click(
                 lambda owner, *values, kind=kind: self.submit(owner, values, kind),
                 [at["owner"], *inputs], submitted, **quiet,
-            ).then(self.view, [at["owner"], at["seen"]], view, **quiet)  # fmt: skip
-        at["tick"].tick(self.view, [at["owner"], at["seen"]], view, **quiet)
-        at["cancel"].click(self.cancel, [at["owner"]], None, **quiet).then(
-            self.view, [at["owner"], at["seen"]], view, **quiet
-        )
+            ).then(self.view, shown, view, **quiet)  # fmt: skip
+        at["tick"].tick(self.view, shown, view, **quiet)
+        at["cancel"].click(self.cancel, [at["owner"]], None, **quiet).then(self.view, shown, view, **quiet)
 
         def choose(owner: str, seen: dict[str, Any], event: gr.SelectData) -> dict[str, Any]:
             return self.choose(owner, seen, event.index)
 
         at["gallery"].select(choose, [at["owner"], at["seen"]], [at["seen"]], **quiet).then(
-            self.view, [at["owner"], at["seen"]], view, **quiet
+            self.view, shown, view, **quiet
         )
         blocks.load(self.arrive, [at["owner"]], [at["owner"], at["tick"]], **quiet).then(
-            self.view, [at["owner"], at["seen"]], view, **quiet
+            self.view, shown, view, **quiet
         )
         blocks.load(self.look, inputs, looks, **quiet)
 
@@ -225,7 +224,7 @@ class Page:
             pictures.note(wrong.get(group, "")) + pictures.note(look.marks.get(group, ""), "mark")
             for group in _GROUPS
         ]
-        return [size, pictures.film(look.masks), *beside]
+        return [size, pictures.film(look.masks, [f for f in raw["files"] if f]), *beside]
 
     def show_slots(self, mode: str) -> list[Any]:
         """Show as many files as a mode takes."""
@@ -296,12 +295,13 @@ class Page:
         known = isinstance(index, int) and 0 <= index < len(made)
         return {**seen, "chosen": index, "stale": True} if known else seen
 
-    def view(self, owner: str, seen: dict[str, Any]) -> list[Any]:
+    def view(self, owner: str, seen: dict[str, Any], mode: str) -> list[Any]:
         """Return what has changed on the stage since the last look.
 
         Args:
             owner: Whose jobs are shown.
             seen: What the page shows: number of made files, the chosen one, and previews.
+            mode: How frames are given; a new image becomes the first one.
         """
         import gradio as gr
 
@@ -321,8 +321,12 @@ class Page:
         running = next((job for job in active if job.state == "running"), None)
         if len(made) != seen.get("made", 0):
             new |= {"made": len(made), "chosen": len(made) - 1}
-            shown = [(str(path), job.prompt[:60]) for job, path in made]
-            out["gallery"] = gr.update(value=shown, visible=bool(shown))
+            out["gallery"] = gr.update(value=[str(path) for _, path in made], visible=True)
+            out["gallery_title"] = gr.update(visible=True)
+            job, path = made[-1]
+            if job.kind == "image" and seen:  # not after a reload
+                out["first"] = str(path)
+                out["mode"] = "start" if mode in ("text", "extend", "before", "bridge", "edit") else mode
         new["preview"] = (running.name, running.previews) if running and running.preview else None
         moved = new["preview"] != seen.get("preview") or new.get("chosen") != seen.get("chosen")
         if new.pop("stale", False) or moved:
@@ -355,7 +359,7 @@ class Page:
 
 _VIEW = (
     *("stage", "video", "image", "status", "cancel", "command", "command_fold", "sheet", "sheet_fold"),
-    *("gallery", "tick", "seen"),
+    *("gallery", "gallery_title", "tick", "seen", "first", "mode"),
 )
 
 
@@ -374,4 +378,4 @@ def _about(studio: Studio) -> str:
     count = sum(p.numel() for p in studio.session.parts.model.parameters())
     size = f"{count / 1e9:.1f} billion" if count >= 1e9 else f"{count / 1e6:.1f} million"
     kind = type(studio.session.parts.model).__name__
-    return f"{kind} with {size} parameters, on this machine. Nothing leaves it."
+    return f"{kind} with {size} parameters. Write what should be seen, and watch it come."

@@ -2,9 +2,14 @@
 
 import base64
 import html
+import io
 from collections.abc import Sequence
+from functools import lru_cache
 
 from jobs import Job
+from PIL import Image
+
+from opensora.datasets.video_io import is_image, read_clip, read_image
 
 _STAGES = {
     "": "Starting",
@@ -20,8 +25,8 @@ EMPTY = (
 )
 
 
-def film(masks: Sequence[Sequence[float]]) -> str:
-    """Draw which latent frames are given, edited and made anew; a row per clip."""
+def film(masks: Sequence[Sequence[float]], files: Sequence[str] = ()) -> str:
+    """Draw which latent frames are given, edited and made anew; a row per clip, below the given files."""
     if not masks:
         return ""
     rows = []
@@ -32,7 +37,20 @@ def film(masks: Sequence[Sequence[float]]) -> str:
     kinds = {_kind(ratio) for mask in masks for ratio in mask}
     names = (("given", "given"), ("edited", "edited"), ("new", "made anew"))
     legend = "".join(f"<span><i class='{kind}'></i>{text}</span>" for kind, text in names if kind in kinds)
-    return f"<div class='os-films'>{''.join(rows)}<div class='os-legend'>{legend}</div></div>"
+    thumbs = "".join(f"<img alt='given' src='{thumb(file)}'>" for file in files)
+    shown = f"<div class='os-thumbs'>{thumbs}</div>" if thumbs else ""
+    return f"<div class='os-films'>{shown}{''.join(rows)}<div class='os-legend'>{legend}</div></div>"
+
+
+@lru_cache(64)
+def thumb(path: str) -> str:
+    """Return the first frame of an accepted file as the address of a small picture."""
+    frame = (read_image(path) if is_image(path) else read_clip(path, [0]))[0]
+    picture = Image.fromarray(frame.numpy())
+    picture.thumbnail((320, 168))
+    stream = io.BytesIO()
+    picture.save(stream, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
 
 
 def note(text: str, kind: str = "error") -> str:

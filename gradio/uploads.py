@@ -36,6 +36,8 @@ class Uploads:
             ValueError: It is too large, too long, or no image or video that can be read.
         """
         file = Path(path)
+        if not file.resolve().is_relative_to(self.folder.parent.resolve()) or not file.is_file():
+            raise ValueError("This file did not come through this page; choose it again.")
         shown = f"{(name or file.name)[-60:]!r}"
         size = file.stat().st_size
         if not is_image(path) and not is_video(path):
