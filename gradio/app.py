@@ -75,7 +75,7 @@ def launch(argv: Sequence[str] | None = None, wait: bool = True) -> Any:
         share=flags.share,
         auth=None if flags.auth is None else visitors(Path(flags.auth)),
         allowed_paths=[str(output.resolve())],
-        max_file_size=int(flags.upload_mb * 1e6),
+        max_file_size=int(2 * flags.upload_mb * 1e6),  # below it the page itself says what is too large
         theme=make_theme(),
         css_paths=Path(__file__).with_name("page.css"),
         app_kwargs={"middleware": walls(), "docs_url": None, "redoc_url": None},

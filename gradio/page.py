@@ -79,8 +79,8 @@ class Page:
 
     def _ask(self, gr: Any) -> None:
         self._control(gr, "prompt", lines=4, placeholder="Describe what should be seen", autofocus=True)
-        gr.Examples([[text] for text in self.examples], self.at["prompt"], label="Try one of these")
         self._note(gr, "prompt")
+        gr.Examples([[text] for text in self.examples], self.at["prompt"], label="Try one of these")
         with gr.Row(elem_classes="os-buttons"):
             self.at["refine"] = gr.Button("Refine prompt", size="sm", min_width=110, elem_id="os-refine")
             self.at["random"] = gr.Button("Random prompt", size="sm", min_width=110, elem_id="os-random")
