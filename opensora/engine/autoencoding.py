@@ -70,6 +70,7 @@ class Autoencoding:
         self.variance = LogVariance(loss["logvar_init"])
         self.mixed = dict(mixed_frames or {"strategy": None, "image_ratio": 0.0})
         self.dtype = torch.float32
+        self.placed: torch.device | None = None  # where a training computes; weights may wait elsewhere
         if self.mixed["strategy"] not in (None, "image", "random"):
             raise ValueError(
                 f"mixed_frames.strategy={self.mixed['strategy']!r}: use None, 'image' or 'random'."
@@ -103,8 +104,8 @@ class Autoencoding:
 
     @property
     def device(self) -> torch.device:
-        """Where the autoencoder is."""
-        return next(self.vae.parameters()).device
+        """Where the autoencoder computes."""
+        return self.placed or next(self.vae.parameters()).device
 
     def trainable(self) -> dict[str, nn.Module]:
         """Return the modules that training updates, by name."""
@@ -121,7 +122,7 @@ class Autoencoding:
 
     def place(self, device: torch.device, dtype: torch.dtype) -> None:
         """Move what is not trained to a device, and compute in `dtype`."""
-        self.dtype = dtype
+        self.dtype, self.placed = dtype, device
         self.variance.to(device)
         if self.perceptual is not None:
             self.perceptual.to(device)
@@ -247,7 +248,7 @@ class Autoencoding:
         video, training = video.to(self.device), self.vae.training
         self.vae.eval()
         try:
-            return _common(self.vae(video.to(next(self.vae.parameters()))).video, video)
+            return _common(self.vae(video.to(next(self.vae.parameters()).dtype)).video, video)
         finally:
             self.vae.train(training)
 

@@ -32,7 +32,7 @@ def in_tiles(
         Shape [B, C', T', H', W'].
     """
     given, made = cells
-    rows, columns = (_starts(-(-size // given), tile, overlap) for size in x.shape[3:])
+    rows, columns = (tile_starts(-(-size // given), tile, overlap) for size in x.shape[3:])
     if len(rows) == len(columns) == 1:
         return function(x, (0, 0))
     total = weights = None
@@ -68,7 +68,8 @@ def check_tiles(tile: int | None, overlap: int) -> None:
         )
 
 
-def _starts(size: int, tile: int | None, overlap: int) -> list[int]:
+def tile_starts(size: int, tile: int | None, overlap: int) -> list[int]:
+    """Return where the tiles along one side begin, in cells; arguments as for `in_tiles`."""
     if tile is None or tile >= size:
         return [0]
     count = -(-(size - overlap) // (tile - overlap))

@@ -3,6 +3,7 @@
 Source: Isola et al. 2017, "Image-to-image translation with conditional adversarial networks", section 3.2.2.
 """
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from opensora.registry import MODELS
@@ -11,6 +12,8 @@ from opensora.registry import MODELS
 @MODELS.register_module()
 class PatchDiscriminator(nn.Module):
     """Tell real from decoded patches. Works on frames (dims=2) or on clips (dims=3).
+
+    A clip too short for the kernels, an image for example, stands still at its end until it is long enough.
 
     Args:
         in_channels: Channels of the input.
@@ -33,6 +36,8 @@ class PatchDiscriminator(nn.Module):
         super().__init__()
         if dims not in (2, 3):
             raise ValueError(f"PatchDiscriminator dims={dims}: use 2 for frames or 3 for clips.")
+        if kernel_size not in (3, 4):
+            raise ValueError(f"PatchDiscriminator kernel_size={kernel_size}: use 3 or 4.")
         self.dims = dims
         conv, norm = (nn.Conv2d, nn.BatchNorm2d) if dims == 2 else (nn.Conv3d, nn.BatchNorm3d)
 
@@ -52,6 +57,10 @@ class PatchDiscriminator(nn.Module):
             ]
             width = wider
         self.main = nn.Sequential(*layers, conv(width, 1, kernel_size, 1, 1))
+        steps = [stride(layer)[0] for layer in range(num_layers + 1)] if dims == 3 else []
+        self.least_frames = 1
+        for step in reversed([*steps, 1]):
+            self.least_frames = (self.least_frames - 1) * step + max(1, kernel_size - 2)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -67,4 +76,7 @@ class PatchDiscriminator(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return a score for each patch, with one channel."""
+        missing = self.least_frames - x.shape[2] if self.dims == 3 else 0
+        if missing > 0:
+            x = F.pad(x, (0, 0, 0, 0, 0, missing), mode="replicate")
         return self.main(x)

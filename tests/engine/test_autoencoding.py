@@ -166,6 +166,20 @@ def test_the_discriminator_is_untouched_before_its_start(gan, discriminator):
     assert all(p.grad is None for p in one.vae.parameters())  # the decoded video was cut off
 
 
+@pytest.mark.parametrize(
+    ("settings", "least"),
+    [({"kernel_size": 3}, 1), ({"kernel_size": 4}, 16), ({"kernel_size": 4, "time_halvings": 1}, 10)],
+)
+def test_clips_shorter_than_the_kernels_stand_still(settings, least):
+    patches = build(MODELS, {**DISCRIMINATOR, "num_layers": 3, "dims": 3, **settings}).eval()
+    assert patches.least_frames == least
+    clip = torch.rand(1, 3, 9, 32, 32)
+    assert patches(clip[:, :, :1]).shape[2] == 1 and patches(clip).isfinite().all()
+    longer = torch.cat((clip, clip[:, :, -1:].expand(-1, -1, 7, -1, -1)), dim=2)
+    if least == 16:
+        torch.testing.assert_close(patches(clip), patches(longer))
+
+
 def test_the_adaptive_weight_is_the_ratio_of_gradients():
     layer = torch.tensor([1.0, 2.0], requires_grad=True)
     weight = adaptive_weight((layer * torch.tensor([3.0, 4.0])).sum(), 0.5 * layer[0], layer)
