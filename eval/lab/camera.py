@@ -6,6 +6,7 @@ import numpy as np
 
 from opensora.datasets.shape_world import CAMERAS
 
+_STEP_S = 0.16  # between the frames that are compared: less than half of a pattern's period at any speed
 _FLAT = 0.02  # deviation of brightness below which nothing shows a camera that moves
 _LEAST = 0.003  # by how much a move must explain frames better than none, as brightness of a pixel
 _SECOND = 0.93  # difference of the best over that of the next
@@ -36,17 +37,16 @@ def read_camera(frames: np.ndarray, foreground: np.ndarray, fps: float, cameras:
 def _difference(
     light: np.ndarray, foreground: np.ndarray, move: tuple[float, float, float], fps: float
 ) -> float:
-    """Return how far frames are from those before, moved: mean absolute difference."""
+    """Return how far frames are from those shortly before, moved: mean absolute difference."""
+    step = min(max(1, round(_STEP_S * fps)), len(light) - 1)
     _, height, width = light.shape
     unit = min(height, width)
-    right, down, growth = (part / fps for part in move)
+    right, down, growth = (part * step / fps for part in move)
     y, x = np.mgrid[:height, :width].astype(np.float32)
     total, count = 0.0, 1e-6
-    for t in range(len(light) - 1):
+    zoom, shift = np.exp(growth), (right * unit, down * unit)  # no camera does both
+    for t in range(len(light) - step):
         # A point of the later frame, where it was before.
-        zoom = np.exp(growth)
-        since = (t + 0.5 - (len(light) - 1) / 2) * growth
-        shift = np.array([right, down]) * unit * np.exp(since - growth / 2)
         before_x = (x + 0.5 - width / 2) / zoom + width / 2 - 0.5 + shift[0]
         before_y = (y + 0.5 - height / 2) / zoom + height / 2 - 0.5 + shift[1]
         inside = (before_x >= 0) & (before_x <= width - 1) & (before_y >= 0) & (before_y <= height - 1)
@@ -57,7 +57,7 @@ def _difference(
         one = light[t]
         moved = (one[top, left] * (1 - a) + one[top, left + 1] * a) * (1 - b)
         moved = moved + (one[top + 1, left] * (1 - a) + one[top + 1, left + 1] * a) * b
-        free = inside & ~foreground[t + 1] & ~foreground[t][top, left] & ~foreground[t][top + 1, left + 1]
-        total += float(np.abs(light[t + 1] - moved)[free].sum())
+        free = inside & ~foreground[t + step] & ~foreground[t][top, left] & ~foreground[t][top + 1, left + 1]
+        total += float(np.abs(light[t + step] - moved)[free].sum())
         count += int(free.sum())
     return total / count

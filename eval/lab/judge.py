@@ -20,6 +20,7 @@ _BACKGROUND = 0.2  # and half of the frame a background
 _LEAST = 0.003  # area of an object, in sides squared
 _SHARE = 0.25  # area of the smaller object over that of the larger one
 _APART = 2.8  # spread of one colour, over that of a disc of its area, from which it is two objects
+_EDGE = 1 / 16  # how far an object reaches beyond pixels of its colour, in sides
 _GRID = 28  # pixels of a template, which covers
 _REACH = 2.1  # radii of a disc of the same area to each side
 _ALIKE, _CLEAR = 0.72, 0.015  # overlap with a template, and lead over the next shape
@@ -135,8 +136,27 @@ def _objects(frames: np.ndarray, off: np.ndarray, world: World) -> dict[str, np.
         part = off / np.maximum(off + away[place], 1e-6)
         if others:
             part = np.where(away[place] <= np.min(others, axis=0), part, 0)
-        covers[names[number]] = np.where(part > _FAINT, part, 0).astype(np.float32)
+        core = np.zeros(off.shape, dtype=bool)
+        core[solid] = sure & (nearest == number)
+        near = _widen(core, max(1, round(_EDGE * unit)))
+        covers[names[number]] = np.where(near & (part > _FAINT), part, 0).astype(np.float32)
     return covers
+
+
+def _widen(mask: np.ndarray, pixels: int) -> np.ndarray:
+    """Return which pixels are near marked ones of their frame. Bool, shape [T, H, W]."""
+    for axis in (1, 2):
+        sums = np.cumsum(
+            np.pad(
+                mask, [(0, 0)] + [(pixels + (a == axis), pixels) if a == axis else (0, 0) for a in (1, 2)]
+            ),
+            axis=axis,
+        )
+        width = 2 * pixels + 1
+        mask = np.take(sums, range(width, sums.shape[axis]), axis) > np.take(
+            sums, range(sums.shape[axis] - width), axis
+        )
+    return mask
 
 
 def _read_shape(
