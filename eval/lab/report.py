@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
@@ -53,8 +54,8 @@ def draw_sheet(answers: Sequence[Answer], path: Path) -> None:
     height, width = chosen[0].frames.shape[1:3]
     scale = max(1, round(_SIDE / min(height, width)))
     tile = (_FRAMES * (width * scale + 1) + 6, height * scale + 2 * _LINE + 8)
-    rows = -(-len(chosen) // _COLUMNS)
-    sheet = Image.new("RGB", (_COLUMNS * tile[0], rows * tile[1]), "white")
+    rows, columns = -(-len(chosen) // _COLUMNS), min(_COLUMNS, len(chosen))
+    sheet = Image.new("RGB", (columns * tile[0], rows * tile[1]), "white")
     draw = ImageDraw.Draw(sheet)
     for number, answer in enumerate(chosen):
         left, top = number % _COLUMNS * tile[0] + 3, number // _COLUMNS * tile[1] + 3
@@ -67,7 +68,9 @@ def draw_sheet(answers: Sequence[Answer], path: Path) -> None:
         below = top + height * scale + 1
         if not answer.right:
             draw.rectangle((left - 2, top - 2, left + tile[0] - 6, below), outline="red", width=2)
-        draw.text((left, below), answer.row["prompt"][:52], fill="black")
+        text = wrap(answer.row["prompt"], (tile[0] - 6) // 7)
+        for line, part in enumerate(text[:2] if answer.right else text[:1]):
+            draw.text((left, below + line * _LINE), part, fill="black")
         seen = [answer.row["seen"][name] for name, right in answer.row["right"].items() if not right]
         draw.text((left, below + _LINE), f"seen: {', '.join(seen)}"[:52] if seen else "", fill="red")
     with whole_file(path) as temporary:

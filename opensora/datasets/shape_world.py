@@ -316,7 +316,7 @@ def draw_scene(
         kind = _pick(kinds, u)
         speed, radius = _pick(list(world.speeds), u), next(u)
         tries = [
-            _place(world, kind, speed, radius, duration, (next(u), next(u), next(u), next(u)))
+            _place(world, kind, speed, radius, duration, (next(u), next(u), next(u), next(u)), camera)
             for _ in range(_TRIES if things else 1)
         ]
         best = max(tries, key=lambda thing: _apart(thing, things, duration))
@@ -371,12 +371,14 @@ def _place(
     size: float,
     duration: float,
     u: tuple[float, float, float, float],
+    camera: str = "static",
 ) -> Thing:
     """Place an object so that it stays inside the frame."""
     shape, color, motion = kind
     radius = world.radius[0] + size * (world.radius[1] - world.radius[0])
     reach = 1.3 if motion in ("grow", "shrink") else 1.0
-    room = 0.5 - _MARGIN - reach * radius * SHAPES[shape]
+    right, down, growth = (abs(part) * duration / 2 for part in CAMERAS[camera])
+    room = max(0.0, 0.5 / math.exp(growth) - max(right, down) - _MARGIN - reach * radius * SHAPES[shape])
     along = DIRECTIONS.get(motion, (0.0, 0.0))
     most = 2 * room / (duration * max(map(abs, along))) if duration and any(along) else math.inf
     if world.speeds[speed] > most:  # the fastest that keeps it inside, or slower than the slowest
