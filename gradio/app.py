@@ -13,7 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-CONFIG = "configs/opensora-v1-3/inference/demo.py"
+DEMO = "configs/opensora-v1-3/inference/demo.py"
+LAB = "configs/lab/inference/t2v.py"
+CONFIG = LAB if Path("assets/lab/stdit3.safetensors").is_file() else DEMO  # the lab's come with their weights
 INSTALL = "the demo page needs gradio: pip install -r requirements/requirements-gradio.txt"
 
 

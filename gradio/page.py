@@ -13,10 +13,9 @@ from theme import TOGGLE
 _TICK_S = 1.0
 _GROUPS = ("prompt", "frames", "shape", "sampling")
 EXAMPLES = (
-    "a young man with a red bow tie talks in a car",
-    "a big grey rabbit stretches on a green meadow",
     "a waterfall pours into a clear lake, seen from a drone",
     "waves roll onto a beach at sunset",
+    "a cat on a window sill looks at falling snow",
 )
 
 
@@ -26,11 +25,11 @@ class Page:
     Args:
         studio: Makes what visitors wish.
         title: What stands on top.
-        examples: Example prompts.
     """
 
-    def __init__(self, studio: Studio, title: str, examples: tuple[str, ...] = EXAMPLES) -> None:
-        self.studio, self.title, self.examples = studio, title, examples
+    def __init__(self, studio: Studio, title: str) -> None:
+        self.studio, self.title = studio, title
+        self.examples = studio.cfg["trained"]["prompts"] or EXAMPLES
         self.names = (*studio.controls, "mode", "edit", "rule", "first", "second")
         self.at: dict[str, Any] = {}  # components by name
 

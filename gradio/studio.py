@@ -81,6 +81,7 @@ class Studio:
         output.mkdir(parents=True, exist_ok=True)
         self.uploads = Uploads(output / "uploads", limits or {"megabytes": 64.0, "seconds": 60.0})
         self.session = Session(self.cfg)
+        self.session.check_files(self.cfg)  # a page without weights is of no use
         self.controls = make_controls(self.cfg, self.session.parts.vae)
         self.maker = Maker(start, self.cfg, [str(self.uploads.folder)])
         self.guides = Guides(self.maker.base, self.session.parts.vae)

@@ -87,5 +87,6 @@ trained = dict(
     aspect_ratios=None,  # list of height:width
     num_frames=None,  # list of lengths
     given_frames=None,  # whether frames were given in training
+    prompts=None,  # list of examples in words that they learned
     scores=False,  # whether captions ended in scores, as words or numbers
 )

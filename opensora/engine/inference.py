@@ -81,6 +81,10 @@ class Session:
             self.parts = build_components({**_without_weights(cfg), "text_encoder": self.text_encoder})
         self._networks: dict[str, nn.Module] = {}
 
+    def check_files(self, cfg: Mapping[str, Any]) -> None:
+        """Compare the weight files of a config with its networks, and read the tokenizer."""
+        _check_files(cfg, self.parts, ["a"])
+
     def requests(self, cfg: Mapping[str, Any], folder: Path) -> list[Request]:
         """Return what a config asks for; arguments and errors as of `run`, fetched files go to `folder`."""
         _check_settings(cfg)
@@ -136,7 +140,7 @@ class Session:
         if not requests:
             return []
         set_sequence_parallel(parts.model, cfg["sequence_parallel"])  # says if it cannot
-        _check_files(cfg, parts, requests)
+        _check_files(cfg, parts, [text for request in requests for text in request.texts])
         state = parallel_state()
         own = requests[state.data_rank :: state.data_size]
         if cfg["llm_refine"]:
@@ -251,7 +255,7 @@ def _size(cfg: Mapping[str, Any]) -> tuple[int, int]:
     return tuple(size)
 
 
-def _check_files(cfg: Mapping[str, Any], parts: Components, requests: Sequence[Request]) -> None:
+def _check_files(cfg: Mapping[str, Any], parts: Components, texts: Sequence[str]) -> None:
     """Compare weight files with the networks, and read the tokenizer; nothing large is read."""
     for name, module in (("model", parts.model), ("vae", parts.vae)):
         part = resolve_run(cfg[name], name, cfg["ema"])
@@ -268,9 +272,7 @@ def _check_files(cfg: Mapping[str, Any], parts: Components, requests: Sequence[R
                 "folder, a weights file or a hub name."
             )
     if hasattr(parts.text_encoder, "tokenize"):
-        parts.text_encoder.tokenize(
-            list(dict.fromkeys(text for request in requests for text in request.texts))
-        )
+        parts.text_encoder.tokenize(list(dict.fromkeys(texts)))
 
 
 def _without_weights(cfg: Mapping[str, Any]) -> dict[str, Any]:

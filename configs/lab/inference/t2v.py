@@ -21,3 +21,12 @@ dtype = "fp32"
 scheduler.update(num_sampling_steps=12)
 condition_frame_length = 1
 save_dir = "samples/lab"
+trained.update(
+    num_frames=[9],
+    prompts=[
+        "a red circle moves left over a blue background",
+        "a green star moves down over a black background",
+        "a yellow square moves right over a pink background",
+        "a cyan triangle moves up over a white background",
+    ],
+)

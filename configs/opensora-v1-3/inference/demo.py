@@ -22,4 +22,11 @@ fps = 25
 dtype = "fp32"
 guidance.update(scales=dict(text=dict(scale=2.0, oscillate_from=None, ramp_from=None)))
 save_dir = "outputs/demo/samples"
-trained.update(num_frames=[17], given_frames=False)
+trained.update(
+    num_frames=[17],
+    given_frames=False,
+    prompts=[
+        "a young man with a red bow tie talks in a car",
+        "a big grey rabbit stretches on a green meadow",
+    ],
+)
