@@ -166,7 +166,7 @@ def _network(settings: dict[str, Any], size: tuple[int, ...], way: str) -> tuple
 
 def _main(folder: Path) -> None:
     torch.set_num_threads(1)
-    state = init_distributed("cpu", timeout_s=60, sp_size=int(os.environ["WORLD_SIZE"]))
+    state = init_distributed("cpu", timeout_s=600, sp_size=int(os.environ["WORLD_SIZE"]))
     found = _measure()
     if state.is_main:
         (folder / "found.json").write_text(json.dumps(found))

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def launch() -> Callable[..., None]:
     """Return a function that runs a worker in `world` processes, and fails with what a failed one said."""
 
-    def run(worker: Path, world: int, *arguments: object, timeout_s: float = 150.0) -> None:
+    def run(worker: Path, world: int, *arguments: object, timeout_s: float = 600.0) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]

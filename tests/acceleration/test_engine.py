@@ -18,16 +18,18 @@ WORKER = ROOT / "tests/acceleration/workers/engine_run.py"
 needs_colossalai = pytest.mark.skipif(
     importlib.util.find_spec("colossalai") is None, reason="colossalai is not installed"
 )
-# What every plugin must give, whatever the number of processes.
+# What every plugin must give, whatever the number of processes: plugin, processes, runs that it goes on from.
 RUNS = {
     "none": ("none", 1, ()),
     "ddp": ("ddp", 2, ("none",)),
-    "zero1": ("zero1", 2, ("none",)),
+    "fsdp2": ("fsdp2", 2, ("none", "ddp")),
+    "zero1": ("zero1", 2, ("none", "fsdp2")),
     "zero2": ("zero2", 2, ("none", "ddp")),
-    "zero2-alone": ("zero2", 1, ("zero2", "none")),
-    "fsdp2": ("fsdp2", 2, ("none", "zero1")),
     "back": ("none", 1, ("zero2", "zero1", "ddp", "fsdp2")),
+    "zero2-alone": ("zero2", 1, ("zero2", "none")),
 }
+# Those that the same processes make, one after the other: ColossalAI comes last.
+TOGETHER = (("none",), ("ddp", "fsdp2", "zero1", "zero2"), ("back", "zero2-alone"))
 PARALLEL = [
     pytest.param(name, marks=[pytest.mark.dist] + ([needs_colossalai] if "zero" in name else []))
     for name in RUNS
@@ -37,20 +39,29 @@ ALL = [pytest.param("none"), *PARALLEL]
 
 
 class Runs:
-    """Results of the runs of the worker, each made when a test first asks for it."""
+    """Results of the runs of the worker, made when a test first asks for one."""
 
     def __init__(self, folder, launch):
         self.folder, self.launch, self.done = folder, launch, {}
 
     def __call__(self, name):
         if name not in self.done:
-            plugin, world, others = RUNS[name]
-            for other in others:
-                self(other)
-            self.launch(WORKER, world, self.folder / name, plugin, *(self.folder / other for other in others))
-            read = json.loads((self.folder / name / "results.json").read_text())
-            self.done[name] = read, load_file(self.folder / name / "tensors.safetensors")
+            self.make(next(names for names in TOGETHER if name in names))
+        assert self.done[name], "its processes failed before"
         return self.done[name]
+
+    def make(self, names):
+        names = [name for name in names if "zero" not in name or importlib.util.find_spec("colossalai")]
+        self.done |= dict.fromkeys(names)  # processes that fail once are not started for each test
+        others = {other for name in names for other in RUNS[name][2]} - {*names}
+        for other in sorted(others):
+            self(other)
+        words = [f"{name}={RUNS[name][0]}:{','.join(RUNS[name][2])}" for name in names]
+        self.launch(WORKER, RUNS[names[0]][1], self.folder, *words)
+        for name in names:
+            folder = self.folder / name
+            read = json.loads((folder / "results.json").read_text())
+            self.done[name] = read, load_file(folder / "tensors.safetensors")
 
 
 @pytest.fixture(scope="session")

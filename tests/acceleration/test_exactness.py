@@ -49,7 +49,7 @@ def read(folder, world):
 def two(one, launch, tmp_path_factory):
     """What two processes give; each plugin also goes on from the one before, the first from one process."""
     folder = tmp_path_factory.mktemp("two")
-    launch(WORKER, 2, folder, ",".join(PLUGINS), list_checkpoints(one.folder)[-1], timeout_s=400)
+    launch(WORKER, 2, folder, ",".join(PLUGINS), list_checkpoints(one.folder)[-1])
     return {plugin: read(folder / plugin, 2) for plugin in PLUGINS}
 
 
@@ -58,7 +58,7 @@ def four(two, launch, tmp_path_factory):
     """What four processes give; each plugin goes on from two runs of two processes and the one before."""
     folder = tmp_path_factory.mktemp("four")
     origins = [list_checkpoints(two[plugin].folder)[-1] for plugin in (PLUGINS[-1], PLUGINS[-2])]
-    launch(WORKER, 4, folder, ",".join(PLUGINS), *origins, timeout_s=800)
+    launch(WORKER, 4, folder, ",".join(PLUGINS), *origins, timeout_s=1200)
     return {plugin: read(folder / plugin, 4) for plugin in PLUGINS}
 
 

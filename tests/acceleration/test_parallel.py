@@ -123,7 +123,7 @@ def test_two_processes_of_torchrun(tmp_path):
         [*command, str(WORKER), str(tmp_path)],
         env=env | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         check=True,
-        timeout=120,
+        timeout=600,
     )
     both = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
     for rank, found in enumerate(both):

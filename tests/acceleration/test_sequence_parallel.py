@@ -2,9 +2,6 @@
 
 import importlib.util
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -24,23 +21,18 @@ needs_colossalai = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def groups(tmp_path_factory):
+def groups(tmp_path_factory, launch):
     """Runs the worker with so many processes and such groups; returns what each process found."""
     done = {}
 
     def start(world, sp_size):
         if (world, sp_size) not in done:
-            runs = "few" if world == 2 else "all"
+            done[world, sp_size] = None  # processes that fail once are not started for each test
             folder = tmp_path_factory.mktemp(f"sp{sp_size}of{world}")
-            torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-            subprocess.run(
-                [*torchrun, "--nproc_per_node", str(world), WORKER, folder, str(sp_size), str(world), runs],
-                env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-                check=True,
-                timeout=90 * world,
-            )
+            launch(WORKER, world, folder, sp_size, world, "few" if world == 2 else "all")
             files = [folder / f"{rank}.json" for rank in range(world)]
             done[world, sp_size] = [json.loads(file.read_text()) for file in files]
+        assert done[world, sp_size], "its processes failed before"
         return done[world, sp_size]
 
     return start

@@ -25,7 +25,7 @@ def told(tmp_path_factory):
     place = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     faults = ("none", "killed", "stopped", "fails", "hangs")
     command = [sys.executable, str(WORKER), str(folder), *faults]
-    done = subprocess.run(command, env=place, capture_output=True, text=True, timeout=400)
+    done = subprocess.run(command, env=place, capture_output=True, text=True, timeout=600)
     assert not done.returncode, done.stderr
     return {"folder": folder, **json.loads(done.stdout.splitlines()[-1])}
 

@@ -202,12 +202,12 @@ def test_a_reader_that_dies_while_its_batch_is_fetched_is_a_lost_reader(make_loa
 @pytest.mark.parametrize("how", ["hangs", "dies"])
 def test_a_lost_reader_costs_one_clip_and_no_batch(make_loader, quick, how):
     expected = list(make_loader(bad="3.mp4")[0])  # row 3 is damaged there, and loses its reader here
-    loader, sampler = make_loader(2, make_dataset=Losing, timeout_s=1.0)
+    loader, sampler = make_loader(2, make_dataset=Losing, timeout_s=5.0)
     loader.dataset.how = how
     found = list(loader)
     assert [batch["replaced"] for batch in found] == [batch["replaced"] for batch in expected]
     [(row, reason)] = [failure for batch in found for failure in batch["failures"]]
-    assert row == 3 and ("did not come back within 1.5 s" if how == "hangs" else "died") in reason
+    assert row == 3 and ("did not come back within 5.5 s" if how == "hangs" else "died") in reason
     for batch in (*expected, *found):
         del batch["failures"]
     assert same(found, expected)

@@ -103,12 +103,16 @@ def kill(processes: list[subprocess.Popen]) -> None:
         with suppress(psutil.NoSuchProcess):
             victim.kill()
     for process in processes:
-        process.communicate(timeout=60)
+        process.communicate(timeout=600)
 
 
 def finish(processes: list[subprocess.Popen], status: int = 0) -> str:
     """Wait for processes and return what they wrote."""
-    outputs = [process.communicate(timeout=300)[0] for process in processes]
+    try:
+        outputs = [process.communicate(timeout=600)[0] for process in processes]
+    except subprocess.TimeoutExpired:
+        kill(processes)
+        raise
     assert [process.returncode for process in processes] == [status] * len(processes), "".join(outputs)
     return "".join(outputs)
 

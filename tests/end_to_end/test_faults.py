@@ -95,7 +95,7 @@ def test_torchrun_ends_the_others_after_they_have_spoken(scripts, denoiser, tmp_
     started = scripts.start(*denoiser(tmp_path, *options), processes=2, torchrun=True)
     try:
         os.kill(steps_done(tmp_path / "run")[rank].pid, signal.SIGKILL)
-        output = started[0].communicate(timeout=60)[0]
+        output = started[0].communicate(timeout=600)[0]
     finally:
         scripts.kill(started)
     assert f"error in process {1 - rank}: process {rank} died in " in output or (
@@ -113,7 +113,7 @@ def test_torchrun_passes_on_a_signal_and_the_run_saves(scripts, denoiser, tmp_pa
         beats = steps_done(tmp_path / "run")
         started[0].send_signal(signal.SIGTERM)
         os.kill(beats[1].pid, signal.SIGTERM)
-        output = started[0].communicate(timeout=60)[0]
+        output = started[0].communicate(timeout=600)[0]
     finally:
         scripts.kill(started)
     step = read_state(tmp_path / "run").step

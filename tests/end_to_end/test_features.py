@@ -56,7 +56,7 @@ def kill_when(processes: list[subprocess.Popen], ready: Callable[[], bool], dela
         process.kill()
     for process in processes:
         process.communicate()
-    _, alive = psutil.wait_procs(readers, timeout=20)
+    _, alive = psutil.wait_procs(readers, timeout=200)
     assert not alive, "readers outlive the process that they read for"
 
 

@@ -48,7 +48,7 @@ def run() -> Callable[..., str]:
         place |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "NO_PROXY": "*"}
         place |= {} if server is None else {"OPENAI_BASE_URL": server}
         command = [sys.executable, SCRIPT, *map(str, options)]
-        done = subprocess.run(command, env=place, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, env=place, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stderr
         return done.stdout + done.stderr
 

@@ -60,7 +60,7 @@ def test_the_script_saves_originals_and_reconstructions(setting, root, tmp_path)
         cwd=root,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     assert "b: 20 frames, PSNR" in done.stdout and "latents of 3 clips: mean" in done.stdout

@@ -33,7 +33,7 @@ def test_the_command_prints_a_table_and_writes_every_figure(folders, root, tmp_p
     file = tmp_path / "out" / "figures.json"
     command = [sys.executable, "-m", "eval.videos", *map(str, folders)]
     command += ["--metrics", "psnr", "ssim", "lpips", "flolpips", "--save-path", str(file)]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert "\n| | psnr | ssim | lpips | flolpips | clips |\n" in done.stdout
     result = json.loads(file.read_text())
@@ -72,5 +72,5 @@ def test_motion_of_an_image_is_refused(folders):
 
 def test_a_user_error_is_one_line(folders, root):
     command = [sys.executable, "-m", "eval.videos", str(folders[0]), "nowhere"]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=600)
     assert done.returncode == 2 and done.stderr.startswith("error: nowhere: does not exist")

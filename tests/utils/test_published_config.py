@@ -27,7 +27,12 @@ DIFFERENT = {
 
 
 def differences(a, b, path: str = "") -> set[str]:
-    """Return the dotted paths at which two configs differ, in value or in the type of a value."""
+    """Return the dotted paths at which two configs differ, in value or in the type of a value.
+
+    Not those of `trained`: what weights have seen in training is in no published file.
+    """
+    if path == "trained":
+        return set()
     if isinstance(a, dict) and isinstance(b, dict):
         found = set()
         for key in {**a, **b}:

@@ -1,17 +1,17 @@
 """Train a toy on one or two processes and write what came out; `test_engine.py` starts it and compares.
 
-python engine_run.py OUT PLUGIN [FOLDER ...]: results go to OUT, saved states of the FOLDERs are continued.
+python engine_run.py FOLDER NAME=PLUGIN:OTHER,OTHER ...: a run for each NAME, one after the other. Its results
+go to FOLDER/NAME, and it continues saved states of the OTHER runs.
 """
 
 import json
 import math
+import re
 import sys
 from contextlib import nullcontext
 from pathlib import Path
 
-PLUGIN = sys.argv[2]
-if not PLUGIN.startswith("zero"):
-    sys.modules["colossalai"] = None  # the torch engine must not need it
+sys.modules["colossalai"] = None  # the torch engine must not need it
 
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
@@ -27,7 +27,6 @@ from opensora.acceleration.parallel import (  # noqa: E402
     parallel_state,
 )
 
-OUT = Path(sys.argv[1])
 STEPS, HALF, SAMPLES = 10, 5, 4
 
 
@@ -66,7 +65,7 @@ def batch(step):
     return torch.randn(SAMPLES, 6, 5, generator=g), torch.randn(SAMPLES, 6, 5, generator=g)
 
 
-def build(kind="adamw", dtype="fp32", seed=0, plugin=PLUGIN, lr=None):
+def build(kind="adamw", dtype="fp32", seed=0, plugin=None, lr=None):
     torch.manual_seed(seed)
     model = Toy()
     params = [p for p in model.parameters() if p.requires_grad]
@@ -74,7 +73,9 @@ def build(kind="adamw", dtype="fp32", seed=0, plugin=PLUGIN, lr=None):
         optimizer = torch.optim.SGD(params, lr=lr or 0.1)
     else:
         optimizer = torch.optim.AdamW(params, lr=lr or 1e-2, eps=1e-8, weight_decay=0.1)
-    engine = build_engine(plugin, dtype, {"model": model}, {"model": optimizer}, reduce_bucket_mib=0.0005)
+    engine = build_engine(
+        plugin or PLUGIN, dtype, {"model": model}, {"model": optimizer}, reduce_bucket_mib=0.0005
+    )
     return engine
 
 
@@ -117,9 +118,6 @@ def expected(terms):
         for x, y, use in own:
             (F.mse_loss(model(x, use), y) / len(terms)).backward()
     return {key: p.grad for key, p in model.named_parameters() if p.grad is not None}
-
-
-results, tensors = {}, {}
 
 
 def keep(prefix, whole):
@@ -249,7 +247,7 @@ def resume():
 
 
 def continue_others():
-    for folder in sys.argv[3:]:
+    for folder in OTHERS:
         engine = build(seed=1)
         load(engine, Path(folder) / "fp32")
         losses, _ = train(engine, HALF, max_norm=1.0)
@@ -296,8 +294,8 @@ def two_modules():
 
 
 torch.set_num_threads(1)
-WORLD = init_distributed("cpu", timeout_s=60).world_size
-for scenario in (
+WORLD = init_distributed("cpu", timeout_s=600).world_size
+SCENARIOS = (
     gradients,
     losses,
     alone,
@@ -308,10 +306,19 @@ for scenario in (
     continue_others,
     precision,
     two_modules,
-):
-    scenario()
-results["colossalai"] = sys.modules.get("colossalai") is not None
-if parallel_state().is_main:
-    OUT.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, OUT / "tensors.safetensors")
-    (OUT / "results.json").write_text(json.dumps(results))
+)
+for run in sys.argv[2:]:
+    name, PLUGIN, others = re.split("[=:]", run)
+    if PLUGIN.startswith("zero") and sys.modules["colossalai"] is None:
+        del sys.modules["colossalai"]
+    OUT = Path(sys.argv[1]) / name
+    OTHERS = [OUT.parent / other for other in others.split(",") if other]
+    results, tensors = {}, {}
+    for scenario in SCENARIOS:
+        scenario()
+    results["colossalai"] = sys.modules.get("colossalai") is not None
+    if parallel_state().is_main:
+        OUT.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, OUT / "tensors.safetensors")
+        (OUT / "results.json").write_text(json.dumps(results))
+    barrier()

@@ -188,7 +188,7 @@ def run(plugin, out, checkpoints=()):
 def main():
     out, plugins = Path(sys.argv[1]), sys.argv[2].split(",")
     torch.set_num_threads(1)
-    init_distributed("cpu", timeout_s=60)
+    init_distributed("cpu", timeout_s=600)
     checkpoints = list(map(Path, sys.argv[3:]))
     for plugin in plugins:
         folder = out / plugin

@@ -16,7 +16,7 @@ from opensora.acceleration.parallel import (
     parallel_state,
 )
 
-state = init_distributed("cpu", timeout_s=60)
+state = init_distributed("cpu", timeout_s=600)
 value = torch.tensor([1, 2]) * (state.rank + 1)
 found = {
     "rank": [state.rank, state.local_rank, state.world_size, state.data_rank, state.data_size, state.is_main],

@@ -148,7 +148,7 @@ torch.set_num_threads(1)
 before = {name: run(build(settings), *batch) for name, (settings, *batch) in CASES.items()}
 trained = {kind: train("none", kind, DATA_SIZE) for kind in ("sgd", "adamw")}
 made = generate()
-state = init_distributed("cpu", timeout_s=60, sp_size=SP_SIZE)
+state = init_distributed("cpu", timeout_s=600, sp_size=SP_SIZE)
 results = {"state": [state.rank, state.data_rank, state.data_size, state.sequence_rank, state.sequence_size]}
 errors = results["errors"] = {}
 for name, (settings, *batch) in CASES.items():
