@@ -291,7 +291,7 @@ WRONG = {
     "loop": (["--loop", "0"], "loop=0: use a whole number from 1"),
     "overlap": (
         ["--loop", "2"],
-        "condition_frame_length=5, condition_frame_edit=0.0: clips of 2 latent frames",
+        "condition_frame_length=5: a clip of 5 frames has 2 latent frames and shares fewer with the next",
     ),
     "reference": (["--reference-path", "a.png"], "reference_path='a.png': nothing says which of its frames"),
     "no reference": (
