@@ -9,6 +9,8 @@ import torch
 
 from opensora.datasets.buckets import ClipIndex
 from opensora.datasets.features import ClipSource
+from opensora.datasets.loader import build_buckets
+from opensora.datasets.planner import Planner
 from opensora.datasets.shape_world import DIRECTIONS, MOTIONS, SHAPES, is_held_out
 from opensora.datasets.shapes import ShapesDataset
 
@@ -147,3 +149,11 @@ def test_features_are_named_by_what_is_drawn():
     assert files[0] == files[1] and files[0]["hash"] != files[2]["hash"]
     sample = ClipSource(small(), clips)[1]
     assert sample["frames"] == list(range(9)) and sample["path"] == "clip 4 of the generated world"
+
+
+def test_images_and_clips_of_several_shapes_fill_buckets():
+    data = ShapesDataset(size=240, lengths=(1, 5, 9), sizes=((64, 64), (48, 80), (80, 48)), fps=(8, 16))
+    buckets = build_buckets(data, {"64px": {1: (1.0, 8), 5: (1.0, 4), 9: (1.0, 4)}})
+    plan = Planner(data.manifest.fingerprint, data.sizes(), buckets, 1, seed=0).plan(0)
+    assert len({tuple(size) for size in plan.sizes.tolist()}) == 9
+    assert plan.counts["used"] + plan.counts["carried over"] == 240
