@@ -69,7 +69,8 @@ def read_config(path: str | Path) -> dict[str, Any]:
     known = sorted({key for keys in base_configs().values() for key in keys})
     for key in values:
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
+            near = difflib.get_close_matches(str(key), known)
+            near.sort(key=lambda name: sorted(name) != sorted(str(key)))  # swapped letters first
             hint = f"did you mean {near[0]!r}?" if near else "the files in configs/_base_ list all keys."
             raise ValueError(
                 f"{path}: unknown key {key!r} (value {values[key]!r}); {hint} "
