@@ -98,7 +98,18 @@ def test_documented_dependencies_are_the_requirements(root, pins):
 def test_makefile_has_its_targets(root):
     text = (root / "Makefile").read_text()
     targets = set(re.findall(r"^([a-z-]+):", text, re.MULTILINE))
-    assert targets == {"setup", "demo", "test", "test-slow", "check", "format", "golden", "bench", "help"}
+    assert targets == {
+        "setup",
+        "demo",
+        "test",
+        "test-slow",
+        "check",
+        "format",
+        "golden",
+        "bench",
+        "help",
+        "lab",
+    }
     phony = re.search(r"^\.PHONY: (.*)$", text, re.MULTILINE).group(1).split()
     assert set(phony) == targets
 

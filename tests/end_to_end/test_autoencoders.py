@@ -7,6 +7,7 @@ import torch
 
 from opensora.engine.checkpoint import list_checkpoints, read_checkpoint
 from opensora.engine.tracker import read_log
+from opensora.utils.config import load_config
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted(
@@ -32,8 +33,9 @@ TINY = {
 
 def command(config: Path, table: Path, outputs: Path, *options: object) -> list[str]:
     text = config.read_text(encoding="utf-8")
-    family = next(name for base, name in BASES.items() if f"_base_.{base} " in text)
-    words = ["--data-path", table, "--outputs", outputs, "--run-name", "run", *TINY[family]]
+    family = load_config([str(config)]).vae.type
+    side, data = (32, ["--dataset.size", 100]) if "_base_.shapes " in text else (16, ["--data-path", table])
+    words = [*data, "--outputs", outputs, "--run-name", "run", *TINY[family]]
     words += [
         "--dtype",
         "fp32",
@@ -46,16 +48,12 @@ def command(config: Path, table: Path, outputs: Path, *options: object) -> list[
         "--wandb",
         "false",
     ]
-    words += ["--dataset.image_size", "(16, 16)", "--dataset.num_frames", 5, "--batch-size", 1]
+    words += ["--dataset.image_size", f"({side}, {side})", "--dataset.num_frames", 5, "--batch-size", 1]
     words += ["--batches-per-step", 1, "--epochs", 9, "--log-every", 1, "--ckpt-keep", 0]
     words += ["--lr_schedule.warmup_steps", 0]
     if "discriminator = dict" in text:
         words += ["--discriminator.channels", 8]
     return [str(ROOT / "scripts/train_vae.py"), str(config), *map(str, (*words, *options))]
-
-
-BASES = {"video_vae": "VideoVAE", "stacked_vae": "StackedVAE", "causal_video_vae": "CausalVideoVAE"}
-BASES |= {"vqvae": "VQVAE"}
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: f"{path.parent.parent.name}/{path.stem}")
