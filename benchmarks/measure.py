@@ -1,8 +1,6 @@
-"""Measures: a figure with its unit, its aim and its conditions; interleaved timing and peak memory."""
+"""Measures: a figure with its unit, its aim and its conditions; interleaved timing."""
 
-import ctypes
 import fnmatch
-import gc
 import json
 import os
 import platform
@@ -10,17 +8,13 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 ONLY = "BENCHMARKS_ONLY"  # environment variable: the pattern of `--only`
 _BF16_FLAGS = ("avx512_bf16", "amx_bf16")
-_STATUS = Path("/proc/self/status")
-_CLEAR = Path("/proc/self/clear_refs")
 
 
 @cache
@@ -120,31 +114,3 @@ def interleaved(
             if turn >= warm_up:
                 times[name].append(clock() - start)
     return {name: statistics.median(values) for name, values in times.items()}
-
-
-def peak_memory(call: Callable[[], Any]) -> float:
-    """Return by how many MiB the process grows at most during a call, above its size before.
-
-    Memory that freed tensors have left in the allocator is given back first, so it does not hide growth.
-
-    Raises:
-        OSError: The system has no /proc, or does not let a process reset its own peak.
-    """
-    gc.collect()
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-    _CLEAR.write_text("5")  # resets the peak of this process
-    before = _status("VmRSS")
-    call()
-    return (_status("VmHWM") - before) / 1024
-
-
-def fresh_process(call: Callable[..., Any], *args: Any) -> Any:
-    """Return what a function of a module returns in a process of its own: no earlier call has touched it."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(call, *args).result()
-
-
-def _status(key: str) -> int:
-    """Return a line of the process's status in KiB."""
-    line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(key))
-    return int(line.split()[1])

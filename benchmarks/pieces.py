@@ -15,9 +15,10 @@ from typing import Any
 
 import torch
 
-from benchmarks.measure import Measure, interleaved, peak_memory, wanted
+from benchmarks.measure import Measure, interleaved, wanted
 from opensora.models.video_vae import VideoVAE
 from opensora.utils.config import load_config
+from opensora.utils.memory import peak_memory
 
 SIZE = (48, 48)
 CHUNK = 33

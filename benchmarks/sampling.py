@@ -13,12 +13,13 @@ from typing import Any
 
 import torch
 
-from benchmarks.measure import Measure, fresh_process, interleaved, peak_memory, wanted
+from benchmarks.measure import Measure, interleaved, wanted
 from benchmarks.stdit3 import TEXT_WIDTH, make_model
 from opensora.datasets.video_io import through_sheet, write_video
 from opensora.models.video_vae import VideoVAE
 from opensora.schedulers.guidance import Guidance
 from opensora.schedulers.rectified_flow import RectifiedFlow
+from opensora.utils.memory import fresh_process, peak_memory
 
 THREADS = 1
 STEPS = 3

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from benchmarks.bare import BareProducts
-from benchmarks.measure import Measure, fresh_process, host_dtypes, interleaved, peak_memory, wanted
+from benchmarks.measure import Measure, host_dtypes, interleaved, wanted
 from opensora.registry import MODELS, build
+from opensora.utils.memory import fresh_process, peak_memory
 
 THREADS = 2
 FIRST, SECOND = (16, 8, 32, 32), (16, 20, 45, 80)  # channels, frames, rows, columns

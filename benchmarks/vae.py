@@ -16,9 +16,10 @@ from torch import Tensor
 
 from benchmarks import pieces
 from benchmarks.bare import BareProducts
-from benchmarks.measure import Measure, fresh_process, host_dtypes, interleaved, peak_memory, wanted
+from benchmarks.measure import Measure, host_dtypes, interleaved, wanted
 from opensora.models.video_vae import VideoVAE
 from opensora.utils.config import load_config
+from opensora.utils.memory import fresh_process, peak_memory
 
 THREADS = 2
 SIDE = 128

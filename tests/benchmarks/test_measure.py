@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from benchmarks.measure import Measure, interleaved, peak_memory
+from benchmarks.measure import Measure, interleaved
 
 
 @pytest.mark.parametrize(
@@ -37,10 +37,3 @@ def test_calls_take_turns_and_the_median_ignores_one_slow_round():
     times = interleaved(calls, repeats=3, warm_up=1, clock=lambda: now[0])
     assert order == ["a", "b"] * 4
     assert times == {"a": 1.0, "b": 0.0}
-
-
-def test_peak_memory_sees_what_a_call_frees_again():
-    size = 64 << 20
-    found = peak_memory(lambda: torch.ones(size, dtype=torch.uint8))
-    assert 60 < found < 80
-    assert peak_memory(lambda: None) < 4

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks import sampling
-from benchmarks.measure import fresh_process
 from opensora.engine.build import build_components
 from opensora.utils.config import load_config
+from opensora.utils.memory import fresh_process
 from opensora.utils.weights import save_safetensors
 
 ROOT = Path(__file__).parents[2]

@@ -1,0 +1,46 @@
+"""Sweep of autoencoders: VideoVAE of the streaming preset.
+
+    python -m eval.sweep outputs/sweep
+
+Stride 4x8x8, about 0.3 million parameters. Measured: docs/autoencoders.md.
+"""
+
+from mmengine.config import read_base
+
+with read_base():
+    from ..._base_.autoencoder import *
+    from ..._base_.reconstruction import *
+    from ..._base_.runtime import *
+    from ..._base_.video import *
+    from ..._base_.video_vae import *
+
+dataset.update(num_frames=17, image_size=(64, 64), transform="random_crop")
+vae.update(
+    channels=16,
+    channel_multipliers=(1, 1, 1, 1),
+    num_res_blocks=1,
+    latent_channels=8,
+    norm="pixel",
+    attention="none",
+    initial_logvar=-5.0,  # else noise hides the latents from a small decoder for many steps
+    micro_batch_size=None,
+    micro_batch_size_2d=None,
+    micro_frame_size=None,
+    temporal_overlap=False,
+    latent_mean=None,
+    latent_std=None,
+)
+
+dtype = "fp32"
+plugin = None
+activation_checkpoint = False
+epochs = 1000
+max_steps = 200
+ema_decay = None
+batch_size = 1
+num_workers = 0
+metrics = ("psnr", "ssim", "lpips", "flolpips")
+loss.update(perceptual_weight=0.0, mse_weight=1.0)
+mixed_frames.update(strategy="random")
+optimizer.update(lr=1e-3, eps=1e-08)
+lr_schedule.update(warmup_steps=10, initial_lr=1e-4)
