@@ -1,6 +1,6 @@
 """Sweep of autoencoders: StackedVAE (1.2), both parts at once.
 
-    python -m eval.sweep outputs/sweep
+    python -m eval.sweep outputs/sweep --configs configs/vae/sweep/stacked.py
 
 Stride 4x8x8, about 0.3 million parameters. Measured: docs/autoencoders.md.
 """

@@ -1,6 +1,6 @@
 """Sweep of autoencoders: VQVAE in its causal form.
 
-    python -m eval.sweep outputs/sweep
+    python -m eval.sweep outputs/sweep --configs configs/vae/sweep/vqvae.py
 
 Stride 4x8x8, about 0.3 million parameters. Measured: docs/autoencoders.md.
 """
