@@ -39,6 +39,7 @@ EXTRAS = {
         "pre-commit>=4",
         "pre-commit-hooks>=5",
         "pytest>=8",
+        "pytest-timeout>=2.3",
         "pytest-xdist>=3.6",
         "ruff>=0.9",
         "setuptools>=77",

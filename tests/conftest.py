@@ -17,6 +17,8 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+# Far above what any test takes, also beside other work: whoever waits for a process that never comes must end.
+_LIMIT_S, _SLOW_LIMIT_S = 900, 2700
 
 
 @pytest.fixture(autouse=True)
@@ -91,7 +93,10 @@ def language_model() -> Iterator[LanguageModel]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests marked `gpu` where there is none."""
+    """Skip tests marked `gpu` where there is none, and end those that hang."""
+    for item in items:
+        limit = _SLOW_LIMIT_S if item.get_closest_marker("slow") else _LIMIT_S
+        item.add_marker(pytest.mark.timeout(limit, method="signal"))
     if torch.cuda.is_available():
         return
     skip = pytest.mark.skip(reason="needs a CUDA device")

@@ -28,6 +28,7 @@ _INTEGERS = ("label", "sample", "epoch")
 
 _LOOK_EVERY_S = 5  # how often who waits for a batch looks whether a reader hangs
 _GRACE_S = 15.0  # beyond the time limit of a file: it stops by itself between two frames
+_IDLE_S = 300.0  # without a file open: a reader has not even started, so all are started anew
 _DYING_S = 1.0  # until a process that closed its connections counts as dead
 _MOST_LOST = 10  # readers of a run: more is no matter of single files
 
@@ -175,6 +176,7 @@ class BatchLoader:
 
     def _wait(self, batches: Iterator[dict[str, Any]]) -> dict[str, Any] | None:
         """Return the next batch, None at the end."""
+        since = time.monotonic()
         while True:
             try:
                 batch = next(batches, None)
@@ -184,7 +186,7 @@ class BatchLoader:
                     self._give_up("the process that read it died", [int(n) for n in re.findall(r"\d+", text)])
                 if not text.startswith("DataLoader timed out"):
                     raise
-                self._give_up_hanging()
+                self._give_up_hanging(since, [reader.pid for reader in batches._workers])
                 continue
             except (ConnectionError, EOFError, FileNotFoundError):
                 # Batches are fetched from the process that made them. It is gone, unnoticed by torch.
@@ -197,10 +199,17 @@ class BatchLoader:
                 raise ClipError(batch["lost"])
             return batch
 
-    def _give_up_hanging(self) -> None:
-        """End readers that have read one file for too long."""
+    def _give_up_hanging(self, since: float, readers: list[int]) -> None:
+        """End readers that have read one file for too long, or all if none reads since that moment."""
         if getattr(self.dataset, "reading", None) is None:
             return
+        waited = time.monotonic() - since
+        if waited > _IDLE_S and bool((self.dataset.reading[:, 0] < 0).all()):
+            self._lost += 1
+            if self._lost > _MOST_LOST:
+                raise ClipError(f"no clip came within {waited:.0f} s again and again; try num_workers=0.")
+            get_logger().warning("No clip came within %.0f s, and none is read: readers start anew.", waited)
+            self._restart(readers)
         limit = self.dataset.options.timeout_s + _GRACE_S
         hangs = (self.dataset.reading[:, 0] >= 0) & (time.monotonic() - self.dataset.reading[:, 1] > limit)
         pids = self.dataset.reading[hangs, 2].long().tolist()
@@ -221,6 +230,9 @@ class BatchLoader:
         for row, text in zip(rows, paths, strict=True):
             self.dataset.unreadable[row] = f"{text}; remove it from the table or re-encode it."
             get_logger().warning("%s. Reading goes on without it.", text)
+        self._restart(pids)
+
+    def _restart(self, pids: list[int]) -> NoReturn:
         for pid in pids:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

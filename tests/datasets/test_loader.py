@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from multiprocessing import forkserver
 from pathlib import Path
 from types import SimpleNamespace
@@ -213,6 +214,33 @@ def test_a_lost_reader_costs_one_clip_and_no_batch(make_loader, quick, how):
     assert same(found, expected)
     sampler.next_epoch()
     assert len(list(loader)) == len(sampler)  # the new readers know the file, so nothing is lost again
+
+
+class Stuck(VideoDataset):
+    """A dataset whose first reader never begins to read."""
+
+    flag = ""
+
+    def __getitem__(self, clip):
+        with suppress(FileExistsError):
+            open(self.flag, "x").close()
+            time.sleep(1000)
+        return super().__getitem__(clip)
+
+
+def test_readers_that_never_begin_are_started_anew(make_loader, quick, monkeypatch, tmp_path):
+    monkeypatch.setattr(loading, "_IDLE_S", 3.0)
+    expected = list(make_loader()[0])
+    loader, _ = make_loader(1, make_dataset=Stuck)
+    loader.dataset.flag = str(tmp_path / "stuck")
+    found = list(loader)
+    assert same(found, expected) and loader._lost >= 1
+    assert not any(batch["replaced"] for batch in found)
+    monkeypatch.setattr(loading, "_MOST_LOST", 0)
+    loader, _ = make_loader(1, make_dataset=Stuck)
+    loader.dataset.flag = str(tmp_path / "again")
+    with pytest.raises(ClipError, match="again and again; try num_workers=0"):
+        list(loader)
 
 
 def test_a_file_without_replacement_is_one_clean_error(make_loader, tmp_path):
