@@ -17,7 +17,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-# Far above what any test takes, also beside other work: whoever waits for a process that never comes must end.
+# Far above what any test takes, also beside other work: who waits for a process that never comes must end.
 _LIMIT_S, _SLOW_LIMIT_S = 900, 2700
 
 
