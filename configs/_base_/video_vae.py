@@ -23,6 +23,7 @@ vae = dict(
     attention="raster",  # "raster" (as published), "frame" (inside each frame) or "none"
     initial_logvar=0.0,  # added to the posterior's log variance of a new model; -5 is nearly deterministic
     patch_size=(1, 1, 1),  # frames, rows, columns of pixels folded into channels first; fast for small models
+    patch_shortcut=False,  # True adds linear maps of patches to the networks; small models learn much faster
     # Mean and deviation of each latent channel: statistics of the published weights. None for others.
     latent_mean=[
         -0.19016949832439423,

@@ -52,6 +52,9 @@ class VideoVAE(GaussianAutoencoder):
             which small models learn faster from.
         patch_size: Frames, rows and columns of pixels that are folded into channels before the first layer
             and unfolded behind the last: several times faster than levels, for small models.
+        patch_shortcut: Whether linear maps of patches to latents and back stand beside the networks, which
+            then learn only what such maps miss. They start as the best linear code of a typical video, so
+            that a new model gives back a rough picture. Needs a `patch_size`, and one level.
 
     Raises:
         ValueError: The levels, patches or statistics do not fit each other.
@@ -80,6 +83,7 @@ class VideoVAE(GaussianAutoencoder):
         attention: str = "raster",
         initial_logvar: float = 0.0,
         patch_size: Sequence[int] = (1, 1, 1),
+        patch_shortcut: bool = False,
     ) -> None:
         levels = len(channel_multipliers) - 1
         _check_levels("temporal_down", temporal_down, range(levels), temporal_up)
@@ -87,6 +91,11 @@ class VideoVAE(GaussianAutoencoder):
         if len(patch_size) != 3 or min(patch_size) < 1 or patch_size[1] != patch_size[2]:
             raise ValueError(
                 f"patch_size={tuple(patch_size)}: expected frames, rows and columns, the last two equal."
+            )
+        if patch_shortcut and (levels or max(patch_size) == 1):
+            raise ValueError(
+                f"patch_shortcut=True with patch_size={tuple(patch_size)} and {levels + 1} levels: it needs "
+                "larger patches and channel_multipliers of one level."
             )
         style = Style(norm, attention)
         side = patch_size[1] * 2**levels
@@ -100,8 +109,9 @@ class VideoVAE(GaussianAutoencoder):
         )
         self.levels, self.temporal_down, self.patch_side = levels, tuple(temporal_down), patch_size[1]
         widths = channels, channel_multipliers, num_res_blocks
-        self.encoder = VideoEncoder(2 * latent_channels, *widths, temporal_down, style, patch_size)
-        self.decoder = VideoDecoder(latent_channels, *widths, temporal_up, style, patch_size)
+        patches = style, patch_size, patch_shortcut
+        self.encoder = VideoEncoder(2 * latent_channels, *widths, temporal_down, *patches)
+        self.decoder = VideoDecoder(latent_channels, *widths, temporal_up, *patches)
         with torch.no_grad():
             self.encoder.conv_out.conv.bias[latent_channels:] += initial_logvar
         set_tiling(self, tile_size, tile_axis, num_tiles)

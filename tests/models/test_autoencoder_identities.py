@@ -42,6 +42,10 @@ FAMILIES = {
         **_VIDEO, "norm": "pixel", "attention": "none", "patch_size": (2, 4, 4),
         "channel_multipliers": (1,), "temporal_down": (), "temporal_up": (),
     },
+    "VideoVAE, patches and linear maps": {
+        **_VIDEO, "norm": "pixel", "attention": "none", "patch_size": (2, 4, 4), "patch_shortcut": True,
+        "channel_multipliers": (1,), "temporal_down": (), "temporal_up": (),
+    },
     "VideoVAE, patches of 1 x 2 x 2": {
         **_VIDEO, "norm": "pixel", "attention": "none", "patch_size": (1, 2, 2),
         "channel_multipliers": (1, 1), "temporal_down": (0,),
