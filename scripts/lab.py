@@ -28,7 +28,8 @@ TRAIN = Path("configs/lab/train")
 T2V = Path("configs/lab/inference/t2v.py")
 VAE = Path("configs/lab/inference/vae.py")
 SHIPPED = Path("assets/lab")
-STAGES = ("stage1", "stage2")
+AUTOENCODER = ("vae",)  # stages, each of which begins with the one before
+STAGES = ("stage1", "stage2")  # of the denoiser
 STATISTICS_OF = 500  # clips
 _SCALE = "--guidance.scales.text.scale"
 KNOBS: dict[str, list[object]] = {  # what differs from the shipped config
@@ -42,7 +43,7 @@ KNOBS: dict[str, list[object]] = {  # what differs from the shipped config
     "time shift": ["--scheduler.shift_time", True],
     "8 frames per second asked as 24": ["--fps", 24],
 }
-CURVES = {"vae": "psnr", "decoder": "psnr", "stage1": "loss", "stage2": "loss"}
+CURVES = dict.fromkeys(AUTOENCODER, "psnr") | dict.fromkeys(STAGES, "loss")
 WIDTH, HEIGHT = 360, 140  # of a curve
 
 
@@ -101,12 +102,14 @@ def train(name: str, folder: Path, scale: float, script: str, *options: object) 
 
 
 def train_autoencoder(folder: Path, scale: float) -> list[str]:
-    """Train the autoencoder, then its decoder alone; return the options that describe its latents."""
-    train("vae", folder, scale, "train_vae")
-    train("decoder", folder, scale, "train_vae", "--vae.from_pretrained", folder / "vae")
+    """Train the autoencoder; return the options that describe its latents."""
+    before: list[object] = []
+    for name in AUTOENCODER:
+        train(name, folder, scale, "train_vae", *before)
+        before = ["--vae.from_pretrained", folder / name]
     path = folder / "latents.json"
     if not path.exists():
-        write_text(json.dumps(latent_statistics(folder / "decoder")), path)
+        write_text(json.dumps(latent_statistics(folder / AUTOENCODER[-1])), path)
     found = json.loads(path.read_text(encoding="utf-8"))
     return [word for name, values in found.items() for word in (f"--vae.{name}", repr(values))]
 
@@ -133,7 +136,7 @@ def latent_statistics(weights: Path) -> dict[str, list[float]]:
 
 def train_denoiser(folder: Path, scale: float, statistics: Sequence[str]) -> None:
     """Write features and train the stages, each from the one before."""
-    vae = ["--vae.from_pretrained", folder / "decoder", *statistics]
+    vae = ["--vae.from_pretrained", folder / AUTOENCODER[-1], *statistics]
     before: list[object] = []
     path = folder / "features"
     if not (path / "index.safetensors").exists():
@@ -146,7 +149,7 @@ def train_denoiser(folder: Path, scale: float, statistics: Sequence[str]) -> Non
 
 def own_models(folder: Path, statistics: Sequence[str]) -> list[object]:
     """Return the options that take this run's models."""
-    own = ["--vae.from_pretrained", folder / "decoder", "--model.from_pretrained", folder / STAGES[-1]]
+    own = ["--vae.from_pretrained", folder / AUTOENCODER[-1], "--model.from_pretrained", folder / STAGES[-1]]
     return [*own, *statistics]
 
 
@@ -154,7 +157,7 @@ def ship(folder: Path, statistics: Sequence[str]) -> None:
     """Put averaged weights as fp16 into assets/lab, and the statistics into the config."""
     from opensora.engine.checkpoint import weights_file
 
-    for name, part, target in (("decoder", "vae", "vae"), (STAGES[-1], "model", "stdit3")):
+    for name, part, target in ((AUTOENCODER[-1], "vae", "vae"), (STAGES[-1], "model", "stdit3")):
         source = weights_file(folder / name, part, True)
         target = SHIPPED / f"{target}.safetensors"
         run("scripts/convert_weights.py", source, target, "--dtype", "fp16", "--force")
