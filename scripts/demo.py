@@ -1,9 +1,9 @@
-"""The demo: real clips, a tiny autoencoder, cached features, a tiny STDiT3, and videos from prompts.
+"""The demo: a video from ready models; then real clips, a tiny autoencoder, cached features, a tiny STDiT3.
 
     python scripts/demo.py [--folder outputs/demo] [--processes N]
 
 Every step runs the scripts that real runs use. The training of the denoiser is killed once on purpose and
-continued.
+continued; videos from prompts come last.
 """
 
 import argparse
@@ -28,6 +28,7 @@ SCENES = (
     ("bikes.mp4", 198, 248, "parked bicycles and stone bollards at a wall"),
     ("carphone_pristine.mp4", 0, 118, "a young man with a red bow tie talks in a car"),
 )
+LAB_PROMPT = "a red circle moves left over a blue background"
 LENGTH = 17
 WINDOWS = 8  # clips per scene
 SIDE = 32
@@ -43,6 +44,10 @@ def main() -> None:
     args = parser.parse_args()
     processes = args.processes or default_processes()
     start = time.perf_counter()
+    say("1/7 a video from the models that ship")
+    lab = [sys.executable, "scripts/inference.py", "configs/lab/inference/t2v.py", "--prompt", LAB_PROMPT]
+    run([*lab, "--save-dir", str(args.folder / "lab")])
+    print(f"first video, after {time.perf_counter() - start:.0f} s: {args.folder / 'lab'}", flush=True)
     table = prepare_clips(args.folder)
     launch = [
         sys.executable,
@@ -53,23 +58,23 @@ def main() -> None:
         str(processes),
     ]
     data, outputs = ["--data-path", str(table)], ["--outputs", str(args.folder), *precision()]
-    say("1/6 autoencoder")
+    say("2/7 autoencoder")
     run([*launch, "scripts/train_vae.py", str(CONFIGS / "demo_vae.py"), *data, *outputs])
     statistics = latent_statistics(args.folder, table)
     trained_vae = ["--vae.from_pretrained", str(args.folder / "vae"), *statistics]
-    say("2/6 latents and captions, computed once")
+    say("3/7 latents and captions, computed once")
     denoiser, features = str(CONFIGS / "demo.py"), str(args.folder / "features")
     extract = [sys.executable, "scripts/extract_features.py", denoiser, *data, *trained_vae]
     run([*extract, "--save-dir", features, *precision()])
-    say("3/6 denoiser, stopped once by SIGKILL on purpose")
+    say("4/7 denoiser, stopped once by SIGKILL on purpose")
     cached = ["--dataset", repr({"type": "FeatureDataset", "data_path": features})]
     train = [*launch, "scripts/train.py", denoiser, *cached, *outputs, *trained_vae]
     kill_once(train, args.folder / "stdit3")
-    say("4/6 denoiser, continued")
+    say("5/7 denoiser, continued")
     run(train)
-    say("5/6 videos from prompts")
+    say("6/7 videos from prompts")
     samples = generate(args.folder, statistics)
-    say("6/6 what it learned")
+    say("7/7 what it learned")
     figures = measure(args.folder, samples)
     draw(args.folder, samples)
     print(f"nearest to its own scene: {figures['nearest to own group']} of {figures['of']} generated clips")

@@ -41,7 +41,6 @@ KNOBS: dict[str, list[object]] = {  # what differs from the shipped config
     "4 steps": ["--num-sampling-steps", 4],
     "25 steps": ["--num-sampling-steps", 25],
     "time shift": ["--scheduler.shift_time", True],
-    "8 frames per second asked as 24": ["--fps", 24],
 }
 CURVES = dict.fromkeys(AUTOENCODER, "psnr") | dict.fromkeys(STAGES, "loss")
 WIDTH, HEIGHT = 360, 140  # of a curve

@@ -24,6 +24,7 @@ def test_the_demo_learns_its_clips(root, tmp_path):
     assert len(learned) >= 4, figures
     for name in (
         "demo.png",
+        "lab/sample_0000.mp4",
         "vae/loss.png",
         "stdit3/loss.png",
         "samples/sample_0000.mp4",
