@@ -1,4 +1,4 @@
-"""Blocks of the video autoencoder: the attention's mask, in-place arithmetic, upsampling."""
+"""Blocks of the video autoencoder: the attention mask, in-place arithmetic, upsampling, linear maps."""
 
 import pytest
 import torch
@@ -14,7 +14,9 @@ from opensora.layers.vae_blocks import (
     VideoDecoder,
     VideoEncoder,
     draw_latents,
+    patch_code,
 )
+from opensora.registry import MODELS, build
 from opensora.utils.random import Draws
 
 
@@ -103,3 +105,35 @@ def test_latents_are_the_mean_or_a_sample() -> None:
     noise = draws.normal("posterior", 0, (2, 1, 1, 2, 2))
     assert draw_latents(posterior, None) is posterior.mean
     torch.testing.assert_close(draw_latents(posterior, draws), posterior.mean + torch.e * noise)
+
+
+def test_a_new_model_with_linear_maps_gives_back_a_rough_picture() -> None:
+    """Its networks add nothing yet, so it is the linear code: projection onto an orthonormal basis."""
+    torch.manual_seed(0)
+    options = dict(temporal_down=(), temporal_up=(), channel_multipliers=(1,), norm="pixel", attention="none")
+    options |= dict(channels=32, num_res_blocks=1, micro_frame_size=None, patch_size=(2, 4, 4))
+    options |= dict(temporal_overlap=False)
+    vae = build(MODELS, dict(type="VideoVAE", latent_channels=12, patch_shortcut=True, **options)).eval()
+    code = patch_code((2, 4, 4), 12)
+    assert torch.allclose(code @ code.T, torch.eye(12), atol=1e-6)
+    # Two colours that drift: smooth in space and time, as videos are.
+    y, x, t = (torch.linspace(0, 1, size) for size in (16, 16, 5))
+    wave = torch.sin(4 * (x + y[:, None]) + 2 * t[:, None, None])
+    video = torch.stack((wave, wave.flip(2) * 0.5, -wave * 0.3))[None]
+    with torch.no_grad():
+        out = vae(video).video
+        bias = vae.encoder.conv_out.conv.bias[:12], vae.decoder.conv_out.bias
+    first = torch.cat((video[:, :, :1], video), dim=2)  # as many frames as patches need
+    patches = rearrange(first, "B C (T t) (H h) (W w) -> B T H W (C t h w)", t=2, h=4, w=4)
+    expected = (patches @ code.T + bias[0]) @ code + bias[1]
+    expected = rearrange(expected, "B T H W (C t h w) -> B C (T t) (H h) (W w)", C=3, t=2, h=4, w=4)
+    assert torch.allclose(out, expected[:, :, 1:], atol=1e-5)
+    plain = build(MODELS, dict(type="VideoVAE", latent_channels=12, **options)).eval()
+    with torch.no_grad():
+        assert (out - video).square().mean() < 0.05 * (plain(video).video - video).square().mean()
+    with pytest.raises(ValueError, match="patch_shortcut=True with .* and 2 levels: it needs larger patches"):
+        build(
+            MODELS, dict(type="VideoVAE", **{**options, "channel_multipliers": (1, 1)}, patch_shortcut=True)
+        )
+    with pytest.raises(ValueError, match="latent_channels=97: patches of .* have 96 values"):
+        build(MODELS, dict(type="VideoVAE", **options, latent_channels=97, patch_shortcut=True))
