@@ -1,6 +1,6 @@
 """Autoencoding: train an autoencoder to give back what it was given."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +115,22 @@ class Autoencoding:
         if self.loss["learned_logvar"]:
             modules["variance"] = self.variance
         return modules
+
+    def check_shapes(self, shapes: Iterable[Any]) -> None:
+        """Check that the discriminator can look at what becomes of clips.
+
+        Args:
+            shapes: Each with `num_frames`, `height` and `width`.
+
+        Raises:
+            ValueError: Clips are too small for it, or for the autoencoder.
+        """
+        for shape in shapes if self.adversary is not None else ():
+            cells = self.vae.latent_shape(shape.num_frames, shape.height, shape.width)[1:]
+            decoded = (n * step for n, step in zip(cells, self.vae.stride[1:], strict=True))
+            self.adversary.discriminator.check_size(
+                *map(min, (shape.height, shape.width), decoded)
+            )
 
     def use(self, modules: Mapping[str, Callable[..., Any]]) -> None:
         """Compute losses through these wrappers of the trainable modules, by name."""

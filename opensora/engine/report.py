@@ -25,6 +25,8 @@ def report_run(cfg: Mapping[str, Any], make_task: Callable[[Mapping[str, Any]], 
     """
     with meta_device():
         task = make_task(_without_weights(cfg))
+    if hasattr(task, "check_shapes"):
+        task.check_shapes(data.planner.buckets.shapes)
     log = get_logger().info
     for name, module in task.trainable().items():
         total = sum(p.numel() for p in module.parameters())

@@ -148,8 +148,11 @@ def _run(
     data.quarantine.file = folder / "quarantine.jsonl"
     data.plan_file = folder / "plan.npz"
     task, engine = build_run(cfg, make_task)
+    shapes = data.planner.buckets.shapes
+    if hasattr(task, "check_shapes"):
+        task.check_shapes(shapes)
     if cfg["compile"]:
-        warm_up(task, engine, data.planner.buckets.shapes)
+        warm_up(task, engine, shapes)
     total = settings.total_steps(data.steps_per_epoch)
     schedule = LrSchedule(cfg["optimizer"]["lr"], total, **cfg["lr_schedule"])
     validation = Validation(task, data, cfg["validation"], folder) if cfg["validate_every"] else None

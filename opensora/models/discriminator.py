@@ -3,6 +3,8 @@
 Source: Isola et al. 2017, "Image-to-image translation with conditional adversarial networks", section 3.2.2.
 """
 
+from collections.abc import Sequence
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -14,6 +16,7 @@ class PatchDiscriminator(nn.Module):
     """Tell real from decoded patches. Works on frames (dims=2) or on clips (dims=3).
 
     A clip too short for the kernels, an image for example, stands still at its end until it is long enough.
+    Height and width must be `least_side` at least.
 
     Args:
         in_channels: Channels of the input.
@@ -58,9 +61,10 @@ class PatchDiscriminator(nn.Module):
             width = wider
         self.main = nn.Sequential(*layers, conv(width, 1, kernel_size, 1, 1))
         steps = [stride(layer)[0] for layer in range(num_layers + 1)] if dims == 3 else []
-        self.least_frames = 1
-        for step in reversed([*steps, 1]):
-            self.least_frames = (self.least_frames - 1) * step + max(1, kernel_size - 2)
+        sides = [stride(layer)[-1] for layer in range(num_layers + 1)]
+        self.least_frames = _least_input(1, kernel_size, [*steps, 1])
+        # A map of one place has no variance for the last norm.
+        self.least_side = _least_input(max(2, kernel_size - 2), kernel_size, sides)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -80,3 +84,23 @@ class PatchDiscriminator(nn.Module):
         if missing > 0:
             x = F.pad(x, (0, 0, 0, 0, 0, missing), mode="replicate")
         return self.main(x)
+
+    def check_size(self, height: int, width: int) -> None:
+        """Check that images are large enough.
+
+        Raises:
+            ValueError: A side is below `least_side`.
+        """
+        if min(height, width) < self.least_side:
+            raise ValueError(
+                f"clips of {height} x {width} pixels: too small for a PatchDiscriminator of {self.dims} "
+                f"dimensions with these layers, which needs {self.least_side} x {self.least_side}; use larger "
+                "clips, or a smaller discriminator.num_layers."
+            )
+
+
+def _least_input(output: int, kernel_size: int, steps: Sequence[int]) -> int:
+    """Return the least length that convolutions with these steps, padded by 1, turn into `output`."""
+    for step in reversed(steps):
+        output = (output - 1) * step + max(1, kernel_size - 2)
+    return output

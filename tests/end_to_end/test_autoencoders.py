@@ -52,7 +52,7 @@ def command(config: Path, table: Path, outputs: Path, *options: object) -> list[
     words += ["--batches-per-step", 1, "--epochs", 9, "--log-every", 1, "--ckpt-keep", 0]
     words += ["--lr_schedule.warmup_steps", 0]
     if "discriminator = dict" in text:
-        words += ["--discriminator.channels", 8]
+        words += ["--discriminator.channels", 8, "--discriminator.num_layers", 2]
     return [str(ROOT / "scripts/train_vae.py"), str(config), *map(str, (*words, *options))]
 
 

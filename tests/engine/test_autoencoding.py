@@ -4,6 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
+from opensora.datasets.buckets import Shape
 from opensora.engine.adversary import Adversary, adaptive_weight
 from opensora.engine.autoencoding import Autoencoding
 from opensora.models.perceptual import PerceptualDistance
@@ -178,6 +179,23 @@ def test_clips_shorter_than_the_kernels_stand_still(settings, least):
     longer = torch.cat((clip, clip[:, :, -1:].expand(-1, -1, 7, -1, -1)), dim=2)
     if least == 16:
         torch.testing.assert_close(patches(clip), patches(longer))
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize(("kernel", "layers", "least"), [(3, 3, 9), (4, 2, 12), (4, 3, 24)])
+def test_clips_too_small_for_the_discriminator_are_refused(dims, kernel, layers, least):
+    sizes = {"dims": dims, "kernel_size": kernel, "num_layers": layers}
+    one = task(gan={"start": 100}, discriminator=sizes)
+    assert one.adversary.discriminator.least_side == least
+    enough = -(-least // 8) * 8  # the autoencoder gives whole cells back
+    one.check_shapes([Shape(0, "1.00", 5, enough, enough + 7, 2)])
+    said = f"dimensions with these layers, which needs {least} x {least}; use larger clips"
+    with pytest.raises(ValueError, match=f"{enough - 8} x {enough} pixels.*{said}"):
+        one.check_shapes([Shape(0, "1.00", 5, enough - 8, enough, 2)])
+    patches, image = one.adversary.discriminator.train(), torch.rand(1, 3, *(1,) * (dims - 2), least, least)
+    assert patches(image).isfinite().all()
+    with pytest.raises((ValueError, RuntimeError), match="Kernel size|more than 1 value"):
+        patches(image[..., 1:, 1:])
 
 
 def test_the_adaptive_weight_is_the_ratio_of_gradients():
