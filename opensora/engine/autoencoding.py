@@ -128,9 +128,7 @@ class Autoencoding:
         for shape in shapes if self.adversary is not None else ():
             cells = self.vae.latent_shape(shape.num_frames, shape.height, shape.width)[1:]
             decoded = (n * step for n, step in zip(cells, self.vae.stride[1:], strict=True))
-            self.adversary.discriminator.check_size(
-                *map(min, (shape.height, shape.width), decoded)
-            )
+            self.adversary.discriminator.check_size(*map(min, (shape.height, shape.width), decoded))
 
     def use(self, modules: Mapping[str, Callable[..., Any]]) -> None:
         """Compute losses through these wrappers of the trainable modules, by name."""
