@@ -94,8 +94,8 @@ class PatchDiscriminator(nn.Module):
         if min(height, width) < self.least_side:
             raise ValueError(
                 f"clips of {height} x {width} pixels: too small for a PatchDiscriminator of {self.dims} "
-                f"dimensions with these layers, which needs {self.least_side} x {self.least_side}; use larger "
-                "clips, or a smaller discriminator.num_layers."
+                f"dimensions with these layers, which needs {self.least_side} x {self.least_side}; use "
+                "larger clips, or a smaller discriminator.num_layers."
             )
 
 
