@@ -60,7 +60,7 @@ def gather_parts(x: Tensor, dim: int, sizes: Sequence[int]) -> Tensor:
     return x if len(sizes) == 1 else _Gather.apply(x, dim, tuple(sizes))
 
 
-def spread(call: Callable[[Tensor], Tensor], parts: Sequence[Tensor]) -> Iterator[Tensor]:
+def spread(call: Callable[[Any], Tensor], parts: Sequence[Any], device: torch.device) -> Iterator[Tensor]:
     """Yield `call(part)` for each part; processes of a sequence group compute one part each, in turn.
 
     With gradients each process computes all of them.
@@ -68,6 +68,7 @@ def spread(call: Callable[[Tensor], Tensor], parts: Sequence[Tensor]) -> Iterato
     Args:
         call: Gives the same on every process.
         parts: The same on every process. All of them take as many results as one does.
+        device: Where the results of others go.
     """
     state = parallel_state()
     size = state.sequence_size
@@ -77,9 +78,9 @@ def spread(call: Callable[[Tensor], Tensor], parts: Sequence[Tensor]) -> Iterato
     for first in range(0, len(parts), size):
         some = parts[first : first + size]
         own = [{"result": call(some[state.sequence_rank])}] if state.sequence_rank < len(some) else []
-        for source, part in enumerate(some):
+        for source in range(len(some)):
             (shared,) = share_batches(own, source)
-            yield shared["result"].to(part.device)
+            yield shared["result"].to(device)
 
 
 class _Exchange(torch.autograd.Function):

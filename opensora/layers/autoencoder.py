@@ -1,5 +1,6 @@
 """What video autoencoders share, whatever their layers: statistics, chunks, streams and tiles."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from opensora.acceleration.collectives import spread
+from opensora.acceleration.parallel import parallel_state
 from opensora.layers.checks import check_count, check_length, check_video
 from opensora.layers.interfaces import Posterior, Reconstruction
 from opensora.layers.streaming import StreamState, regroup, streaming
@@ -18,6 +20,7 @@ from opensora.utils.random import Draws, ReplayDraws
 
 Statistics = Sequence[float] | Sequence[Sequence[float]]
 States = dict[tuple[int, ...], StreamState]
+Run = tuple[int, int, int]  # latent frames: where the warm-up, the run itself and what follows it begin
 
 
 @dataclass(frozen=True)
@@ -227,10 +230,17 @@ class VideoAutoencoder(nn.Module, ABC):
             parts: Iterable[Tensor] = z.split(chunk, dim=2)
         else:
             left, parts = num_frames, z
-        if self.streams:
+        runs = self._runs(z.shape[2], decodes=True) if self.streams and isinstance(z, Tensor) else []
+        if len(runs) > 1:
+            for video in spread(partial(self._decode_run, z, chunk), runs, z.device):
+                yield video[:, :, :left]
+                left -= video.shape[2]
+                if left <= 0:
+                    return
+        elif self.streams:
             yield from self._decode_parts(parts, left)
-            return
-        yield from self._decode_chunks(self.denormalize(z).split(chunk, dim=2), left)
+        else:
+            yield from self._decode_chunks(self.denormalize(z).split(chunk, dim=2), left)
 
     # What a layout says of itself
 
@@ -253,15 +263,58 @@ class VideoAutoencoder(nn.Module, ABC):
         """Return what the encoder makes of a video, in float32 or wider."""
         check_video("video", video, 3)
         self.latent_shape(*video.shape[2:])
+        # Runs and chunks are shared by the processes of a sequence group.
         if self.streams:
-            parts = [video] if self.pieces.frames is None else list(self._stream_parts([video]))
+            runs = self._runs(self._latent_length(video.shape[2]), decodes=False)
+            out = list(spread(partial(self._encode_run, video), runs, video.device))
         else:
             parts = [video[:, :, start:stop] for start, stop in self._chunks(video.shape[2])]
-        states: States | None = {} if self.streams and len(parts) > 1 else None
-        encode = partial(self._run, self._encode, cells=(self.stride[1], 1), states=states)
-        # Chunks that know nothing of each other are shared by the processes of a sequence group.
-        out = [encode(part) for part in parts] if self.streams else list(spread(encode, parts))
+            encode = partial(self._run, self._encode, cells=(self.stride[1], 1), states=None)
+            out = list(spread(encode, parts, video.device))
         return _precise(out[0] if len(out) == 1 else torch.cat(out, dim=2))
+
+    def _encode_run(self, video: Tensor, run: Run) -> Tensor:
+        start, first, stop = run
+        video = video[:, :, self.stride[0] * start : self.stride[0] * (stop - 1) + 1]
+        parts = [video] if self.pieces.frames is None else list(self._stream_parts([video]))
+        states: States | None = {} if len(parts) > 1 else None
+        out = [self._run(self._encode, part, (self.stride[1], 1), states) for part in parts]
+        return (out[0] if len(out) == 1 else torch.cat(out, dim=2))[:, :, first - start :]
+
+    def _decode_run(self, z: Tensor, chunk: int, run: Run) -> Tensor:
+        start, first, stop = run
+        skipped = self._decoded_length(first - start, chunk) if first else 0
+        return torch.cat(list(self._decode_parts(z[:, :, start:stop].split(chunk, 2), None)), 2)[
+            :, :, skipped:
+        ]
+
+    def _runs(self, frames: int, decodes: bool) -> list[Run]:
+        """Cut latent frames into runs for the processes of a sequence group; one run with gradients.
+
+        A run starts as if it were the beginning of a video, so many frames early that nothing of that is
+        left in its own ones. With chunks runs are short too, so that memory does not grow with length.
+        """
+        size = 1 if torch.is_grad_enabled() else parallel_state().sequence_size
+        if size == 1:
+            return [(0, 0, frames)]
+        halo, length = self._halo(decodes), -(-frames // size)
+        if self.pieces.frames is not None:
+            length = min(length, max(self._latent_length(self.pieces.frames), 4 * halo))
+        return [(max(0, n - halo), n, min(n + length, frames)) for n in range(0, frames, length)]
+
+    @torch.no_grad()
+    def _halo(self, decodes: bool) -> int:
+        """Return how many latent frames back the layers of encoder or decoder look, one behind the other."""
+        weight, state = next(self.encoder.parameters()), StreamState()
+        call, channels, cell = (self._encode, 3, self.stride)
+        if decodes:
+            call, channels, cell = self._decode, self.latent_channels, (1, 1, 1)
+        for frames in (1, cell[0]):  # the beginning, then one latent frame
+            state.reach = 0.0
+            with streaming(state):
+                call(weight.new_zeros(1, channels, frames, *(2 * side for side in cell[1:])))
+        # At the beginning of a video a latent frame stands for one frame, not for a stride of them.
+        return max(1, math.ceil(state.reach + 1 - 1 / self.stride[0]))
 
     def _decode_parts(self, parts: Iterable[Tensor], left: int | None) -> Iterator[Tensor]:
         states: States = {}
@@ -275,7 +328,7 @@ class VideoAutoencoder(nn.Module, ABC):
 
     def _decode_chunks(self, chunks: Sequence[Tensor], left: int) -> Iterator[Tensor]:
         last, decode = None, partial(self._run, self._decode, cells=(1, self.stride[1]), states=None)
-        for number, video in enumerate(spread(decode, chunks), 1):
+        for number, video in enumerate(spread(decode, chunks, chunks[0].device), 1):
             if last is not None:  # two chunks have made this frame
                 video = torch.cat((0.5 * (last + video[:, :, :1]), video[:, :, 1:]), dim=2)
             if self.pieces.overlap and number < len(chunks) and video.shape[2] <= left:

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 
 class StreamState:
-    """The last frames that each layer saw."""
+    """The last frames that each layer saw; `reach` adds up what share of a call's length each one keeps."""
 
     def __init__(self) -> None:
+        self.reach = 0.0
         self.frames: dict[nn.Module, Tensor] = {}
         self.started: set[nn.Module] = set()
 
@@ -56,6 +57,7 @@ def past_frames(
         past = x[:, :, :1].expand(-1, -1, front, -1, -1)
     if state is not None and keep:
         seen = x if past is None or x.shape[2] >= keep else torch.cat((past, x), dim=2)
+        state.reach += keep / x.shape[2]
         # A copy, because layers may write over their input.
         state.frames[owner] = seen[:, :, -keep:].clone()
     return past, needed - (0 if past is None else past.shape[2])

@@ -83,6 +83,17 @@ def test_a_group_generates_the_video_of_one_process(groups, size):
 
 @needs_colossalai
 @pytest.mark.parametrize("size", SIZES)
+def test_a_group_codes_one_stream_together(groups, size):
+    """Each process codes a run of frames, and starts so many earlier that nothing else precedes them."""
+    for process in groups(*size):
+        assert len(process["streamed"]) == 4 and max(process["streamed"]) <= 1e-5
+        reach, back, longest = process["longest"]
+        runs = 132 // size[1]  # latent frames; the calls of the one with chunks are shorter
+        assert longest in (2 * (runs + reach - 1) + 1, 2 * (runs - 1) + 1) and reach < runs and back < runs
+
+
+@needs_colossalai
+@pytest.mark.parametrize("size", SIZES)
 def test_parts_are_computed_in_turn(groups, size):
     for rank, process in enumerate(groups(*size)):
         assert process["computed"] == list(range(rank % size[1], 5, size[1]))

@@ -181,6 +181,23 @@ def test_chunks_that_continue_each_other_share_no_frame() -> None:
             made("VideoVAE, streaming preset", **changes)
 
 
+@pytest.mark.parametrize("name", STREAMS)
+@torch.no_grad()
+def test_a_run_needs_just_as_many_frames_before_it_as_the_layers_look_back(name: str) -> None:
+    vae = made(name)
+    reach, back = vae._halo(decodes=False), vae._halo(decodes=True)
+    first, stride = max(reach, back) + 1, vae.stride[0]
+    video = clip(stride * (first + 1) + 1, 8, 8)
+    encoded = vae._encoded(video)
+    assert apart(vae._encode_run(video, (first - reach, first, first + 2)), encoded[:, :, first:]) < EXACT
+    z = vae.encode(video)
+    whole = vae.decode(z)[:, :, stride * (first - 1) + 1 :]
+    assert apart(vae._decode_run(z, 3, (first - back, first, first + 2)), whole) < EXACT
+    # One frame less is missed, so it is no more than needed, but where two ways beside each other count both.
+    less = vae._encode_run(video, (first - reach + 1, first, first + 2))
+    assert "residual" in name or apart(less, encoded[:, :, first:]) > EXACT
+
+
 # Memory
 
 

@@ -144,10 +144,32 @@ def generate():
     return z, video, diffusion.encode({"video": video[:, :, :12].tanh(), **batch})[0]
 
 
+def stream():
+    """Return latents and video of a causal autoencoder, in one piece and in chunks; its halos, longest call."""
+    torch.manual_seed(3)
+    patches = {"patch_size": (2, 4, 4), "channel_multipliers": (1,), "temporal_down": (), "temporal_up": ()}
+    settings = {"latent_channels": 4, "channels": 32, "num_res_blocks": 1, "norm": "pixel", **patches}
+    settings |= {"attention": "none", "temporal_overlap": False}
+    vae = VideoVAE(micro_frame_size=None, **settings)
+    chunked = VideoVAE(micro_frame_size=3, **settings)
+    chunked.load_state_dict(vae.state_dict())
+    lengths = []
+    hooks = [vae.encoder, vae.decoder, chunked.encoder, chunked.decoder]
+    hooks = [
+        net.register_forward_pre_hook(lambda net, args: lengths.append(args[0].shape[2])) for net in hooks
+    ]
+    video = torch.rand(1, 3, 264, 8, 8, generator=torch.Generator().manual_seed(4))
+    with torch.no_grad():
+        z = vae.encode(video)
+        made = [z, vae.decode(z, 250), chunked.encode(video), *chunked.decode_stream(z, 250)]
+    made[3:] = [torch.cat(made[3:], dim=2)]
+    return made, [vae._halo(False), vae._halo(True), max(lengths)]
+
+
 torch.set_num_threads(1)
 before = {name: run(build(settings), *batch) for name, (settings, *batch) in CASES.items()}
 trained = {kind: train("none", kind, DATA_SIZE) for kind in ("sgd", "adamw")}
-made = generate()
+made, streamed = generate(), stream()[0]
 state = init_distributed("cpu", timeout_s=600, sp_size=SP_SIZE)
 results = {"state": [state.rank, state.data_rank, state.data_size, state.sequence_rank, state.sequence_size]}
 errors = results["errors"] = {}
@@ -175,10 +197,12 @@ results["latents"], results["frames"] = [
 ]
 results["made"] = [list(part.shape) for part in again]
 results["encoded"] = error(again[2], made[2])
+parts, results["longest"] = stream()
+results["streamed"] = [error(part, whole) for part, whole in zip(parts, streamed, strict=True)]
 computed = []
 with torch.no_grad():
     parts = [torch.full((n,), float(n)) for n in range(5)]
-    doubled = list(spread(lambda part: computed.append(len(part)) or 2 * part, parts))
+    doubled = list(spread(lambda part: computed.append(len(part)) or 2 * part, parts, parts[0].device))
 results["spread"] = [part.tolist() for part in doubled]
 results["computed"] = computed
 batch = {"video": torch.arange(6.0).view(2, 3), "flag": torch.tensor([True]), "text": ["é", ""], "n": 3}
