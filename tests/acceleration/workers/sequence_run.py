@@ -145,7 +145,7 @@ def generate():
 
 
 def stream():
-    """Return latents and video of a causal autoencoder, in one piece and in chunks; its halos, longest call."""
+    """Return latents and video of causal autoencoders, whole and in chunks; their halos; the longest call."""
     torch.manual_seed(3)
     patches = {"patch_size": (2, 4, 4), "channel_multipliers": (1,), "temporal_down": (), "temporal_up": ()}
     settings = {"latent_channels": 4, "channels": 32, "num_res_blocks": 1, "norm": "pixel", **patches}
