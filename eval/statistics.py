@@ -33,6 +33,29 @@ def summarise(values: Sequence[float]) -> dict[str, float | int | None]:
     return result | {"deviation": float(data.std(ddof=1)), "low": float(low), "high": float(high)}
 
 
+def over_runs(values: Sequence[float]) -> dict[str, float | int | None]:
+    """Return the mean of a figure of few runs, such as seeds, with its 95 % t-interval; one run has none.
+
+    Args:
+        values: One per run.
+
+    Returns:
+        "mean", "deviation" (of the sample), "low", "high", "runs".
+
+    Source: Student 1908, "The probable error of a mean".
+    """
+    data, count = np.asarray(values, dtype=np.float64), len(values)
+    result: dict[str, float | int | None] = {"mean": float(data.mean()), "runs": count}
+    if count == 1:
+        return result | {"deviation": None, "low": None, "high": None}
+    from scipy.special import stdtrit
+
+    deviation = float(data.std(ddof=1))
+    half = float(stdtrit(count - 1, (1 + LEVEL) / 2)) * deviation / math.sqrt(count)
+    low, high = float(data.mean()) - half, float(data.mean()) + half
+    return result | {"deviation": deviation, "low": low, "high": high}
+
+
 def share(right: int, total: int) -> dict[str, float | int]:
     """Return a share with its 95 % interval.
 

@@ -2,11 +2,13 @@
 
     python scripts/lab.py [--folder outputs/lab] [--scale 1] [--threads 2] [--ship]
     python scripts/lab.py --knobs [--prompts 200]
+    python scripts/lab.py --ablations [--seeds 3] [--scale 0.25]
 
 Every step runs the scripts that real runs use, with the configs in configs/lab. The same command again goes
 on where it was stopped. --scale multiplies the steps of training: 1 is what the shipped models had, above it
 is for a GPU. --ship puts the models into assets/lab. --knobs trains nothing: it measures what settings of
-inference change in the shipped models.
+inference change in the shipped models, and what averaging changed in the run of the folder. --ablations
+trains denoisers that differ from the shipped configs in one thing each, from several seeds.
 """
 
 import argparse
@@ -32,16 +34,15 @@ AUTOENCODER = ("vae",)  # stages, each of which begins with the one before
 STAGES = ("stage1", "stage2")  # of the denoiser
 STATISTICS_OF = 500  # clips
 _SCALE = "--guidance.scales.text.scale"
-KNOBS: dict[str, list[object]] = {  # what differs from the shipped config
-    "as shipped": [],
-    "guidance scale 1": [_SCALE, 1.0],
-    "guidance scale 2": [_SCALE, 2.0],
-    "guidance scale 5": [_SCALE, 5.0],
-    "guidance scale 8": [_SCALE, 8.0],
-    "4 steps": ["--num-sampling-steps", 4],
-    "25 steps": ["--num-sampling-steps", 25],
-    "time shift": ["--scheduler.shift_time", True],
+GUIDANCE, SAMPLING_STEPS, FPS_TIMES, ROUNDS = (1.0, 2.0, 5.0, 8.0), (4, 25), (0.5, 2.0), (3, 10)
+LONG_PROMPTS = 20  # at most, of long videos
+WINDOWS = {  # of temporal blocks
+    "one position": (-1, 1, 1),
+    "lines": (-1, 1, -1),
+    "2 x 2": (-1, 2, 2),
+    "the whole frame": (-1, -1, -1),
 }
+DROPOUTS = (0.0, 0.1, 0.3)
 CURVES = dict.fromkeys(AUTOENCODER, "psnr") | dict.fromkeys(STAGES, "loss")
 WIDTH, HEIGHT = 360, 140  # of a curve
 
@@ -57,13 +58,23 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=100, help="prompts that the models are judged by")
     parser.add_argument("--ship", action="store_true", help="put the models into assets/lab")
     parser.add_argument("--knobs", action="store_true", help="only measure settings of inference")
+    parser.add_argument("--ablations", action="store_true", help="only measure settings of training")
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each setting of training")
+    parser.add_argument(
+        "--only", nargs="+", help="only knobs whose names have one of these words, and the first"
+    )
     args = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(args.threads)
     os.environ["PYTHONPATH"] = os.pathsep.join(
         [str(Path(__file__).resolve().parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
     )
     if args.knobs:
-        print(knobs(args.folder / "knobs", args.prompts))
+        settings = chosen(inference_settings(args.folder, args.prompts), args.only)
+        compare(args.folder / "knobs" / "knobs.json", settings, args.prompts)
+    if args.ablations:
+        settings = chosen(training_settings(), args.only)
+        ablations(args.folder, settings, args.prompts, args.scale, args.seeds)
+    if args.knobs or args.ablations:
         return
     start = time.perf_counter()
     found = train_autoencoder(args.folder, args.scale)
@@ -78,11 +89,13 @@ def main() -> None:
     print(f"took {minutes:.1f} minutes\nreport: {args.folder / 'report.html'}")
 
 
-def run(*words: object) -> str:
-    """Run a script or module of this repository and return what it printed; stop the lab if it fails."""
+def run(*words: object, quiet: bool = True) -> None:
+    """Run a script or module of this repository; stop the lab if it fails."""
     print(f"== {' '.join(map(str, words))[:140]}", flush=True)
-    done = subprocess.run([sys.executable, *map(str, words)], check=True, stdout=subprocess.PIPE, text=True)
-    return done.stdout
+    output = subprocess.PIPE if quiet else None
+    done = subprocess.run([sys.executable, *map(str, words)], stdout=output, text=True)
+    if done.returncode:
+        raise SystemExit(f"{(done.stdout or '')[-2000:]}\n{words[0]} ended with status {done.returncode}.")
 
 
 def num_steps(config: Path, scale: float) -> int:
@@ -109,7 +122,12 @@ def train_autoencoder(folder: Path, scale: float) -> list[str]:
     path = folder / "latents.json"
     if not path.exists():
         write_text(json.dumps(latent_statistics(folder / AUTOENCODER[-1])), path)
-    found = json.loads(path.read_text(encoding="utf-8"))
+    return option_words(path)
+
+
+def option_words(statistics: Path) -> list[str]:
+    """Return the options that describe latents."""
+    found = json.loads(statistics.read_text(encoding="utf-8"))
     return [word for name, values in found.items() for word in (f"--vae.{name}", repr(values))]
 
 
@@ -137,13 +155,17 @@ def train_denoiser(folder: Path, scale: float, statistics: Sequence[str]) -> Non
     """Write features and train the stages, each from the one before."""
     vae = ["--vae.from_pretrained", folder / AUTOENCODER[-1], *statistics]
     before: list[object] = []
-    path = folder / "features"
-    if not (path / "index.safetensors").exists():
-        run("scripts/extract_features.py", TRAIN / "stage1.py", "--save-dir", path, *vae)
-    cached = ["--dataset", repr({"type": "FeatureDataset", "data_path": str(path)})]
+    cached = features(folder / "features", vae)
     for name in STAGES:
         train(name, folder, scale, "train", *cached, *vae, *before)
         before = ["--model.from_pretrained", folder / name]
+
+
+def features(path: Path, vae: Sequence[object]) -> list[object]:
+    """Write latents and captions, unless they are there; return the options that train on them."""
+    if not (path / "index.safetensors").exists():
+        run("scripts/extract_features.py", TRAIN / f"{STAGES[0]}.py", "--save-dir", path, *vae)
+    return ["--dataset", repr({"type": "FeatureDataset", "data_path": str(path)})]
 
 
 def own_models(folder: Path, statistics: Sequence[str]) -> list[object]:
@@ -167,33 +189,196 @@ def ship(folder: Path, statistics: Sequence[str]) -> None:
     write_text(text, VAE)
 
 
-def judge(
-    folder: Path,
-    prompts: int,
-    models: Sequence[object],
-    modes: Sequence[str] = ("t2v", "i2v", "extend", "vae"),
-) -> dict[str, Any]:
+def judge(folder: Path, prompts: int, models: Sequence[object]) -> dict[str, Any]:
     """Judge models; return the result and the pictures beside it."""
-    options = ["--prompts", prompts, "--modes", *modes, "--lab-dir", folder, "--save-dir", folder / "clips"]
-    run("-m", "eval.lab", T2V, *options, *models)
+    options = ["--prompts", prompts, "--lab-dir", folder, "--save-dir", folder / "clips"]
+    run("-m", "eval.lab", T2V, "--modes", "t2v", "i2v", "extend", "vae", *options, *models)
     pictures = {path.stem: path for path in sorted(folder.glob("*.png"))}
     return {"text": (folder / "result.md").read_text(encoding="utf-8"), "pictures": pictures}
 
 
-def knobs(folder: Path, prompts: int) -> str:
-    """Return a table of what settings of inference change; the same prompts and noise for all."""
-    lines: list[str] = []
-    for name, options in KNOBS.items():
-        own = folder / re.sub(r"\W+", "_", name)
-        judge(own, prompts, options, modes=("t2v",))
-        result = json.loads((own / "result.json").read_text(encoding="utf-8"))["modes"]["t2v"]["adherence"]
-        if not lines:
-            lines = [f"| | {' | '.join(result)} |", "|---" * (len(result) + 1) + "|"]
-        cells = [f"{part['share']:.2f} ({part['low']:.2f} to {part['high']:.2f})" for part in result.values()]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    text = "\n".join(lines) + "\n"
-    write_text(text, folder / "knobs.md")
-    return text
+# What each knob does
+
+
+def setting(
+    name: str,
+    options: Sequence[object] = (),
+    training: dict[str, list[object]] | None = None,
+    modes: Sequence[str] = ("t2v",),
+    measure: str | None = None,
+) -> dict[str, Any]:
+    """Return a row of the comparison.
+
+    Args:
+        name: For the table.
+        options: In which sampling differs.
+        training: In which stages of training differ, by name of the stage.
+        modes: Of eval.lab; the first is shown.
+        measure: Another of its figures to show.
+    """
+    own = {
+        "name": name,
+        "options": list(map(str, options)),
+        "modes": list(modes),
+        "measure": measure,
+        "runs": [[]],
+    }
+    return own | {"training": {stage: words for stage, words in (training or {}).items() if words}}
+
+
+def compare(plan: Path, settings: Sequence[dict[str, Any]], prompts: int, loss_clips: int = 0) -> None:
+    """Judge settings with the same prompts and noise; write their table and picture beside the plan."""
+    options = ["--prompts", prompts, "--seeds", 1, "--neighbours", 0, "--save-dir", plan.parent / "clips"]
+    whole = {"config": T2V, "options": options, "loss_clips": loss_clips}
+    whole["settings"] = [{key: row[key] for key in row if key != "training"} for row in settings]
+    plan.parent.mkdir(parents=True, exist_ok=True)
+    write_text(json.dumps(whole, indent=1, default=str), plan)
+    run("-m", "eval.lab.knobs", plan, quiet=False)
+    print(f"{plan.with_suffix('.md')}, {plan.with_suffix('.png')}", flush=True)
+
+
+def inference_settings(folder: Path, prompts: int) -> list[dict[str, Any]]:
+    """Return the shipped setting and others, and the weights of the folder's own run if there is one."""
+    from opensora.utils.config import load_config
+
+    cfg = load_config([str(T2V)])
+    scale, steps, fps = cfg.guidance.scales.text.scale, cfg.scheduler.num_sampling_steps, cfg.fps
+    shift = ("time shift off", "time shift on")
+    on = bool(cfg.scheduler.shift_time)
+    words = f"as shipped: guidance {scale:g}, {steps} steps, {shift[on]}, {fps:g} fps"
+    rows = [setting(words, measure="speed ratio")]
+    rows += [setting(f"guidance scale {value:g}", [_SCALE, value]) for value in GUIDANCE if value != scale]
+    rows += [
+        setting(f"{number} steps", ["--num-sampling-steps", number])
+        for number in SAMPLING_STEPS
+        if number != steps
+    ]
+    rows.append(setting(shift[not on], ["--scheduler.shift_time", not on]))
+    for times in FPS_TIMES:
+        other = type(fps)(fps * times)
+        rows.append(setting(f"{other:g} fps", ["--fps", other], measure="speed ratio"))
+    few = ["--prompts", min(prompts, LONG_PROMPTS)]
+    for rounds in ROUNDS:
+        options = ["--rounds", rounds, *few]
+        rows.append(setting(f"loop {rounds}", options, modes=["extend"], measure="color drift"))
+    statistics = folder / "latents.json"
+    if statistics.exists() and list((folder / STAGES[-1]).glob("checkpoints/*")):
+        own = own_models(folder, option_words(statistics))
+        rows.append(setting("own run, averaged weights (EMA)", own))
+        rows.append(setting("own run, last weights (no EMA)", [*own, "--ema", False]))
+    return rows
+
+
+def training_settings() -> list[dict[str, Any]]:
+    """Return the shipped training and others that differ in one thing each."""
+    from opensora.utils.config import load_config, plain
+
+    stages = {name: load_config([str(TRAIN / f"{name}.py")]) for name in STAGES}
+    first = plain(stages[STAGES[0]])
+    model, dropout, times = (
+        first["model"],
+        first["condition_dropout"],
+        first["scheduler"]["time_distribution"],
+    )
+
+    def all_stages(*words: object) -> dict[str, list[object]]:
+        return dict.fromkeys(stages, list(words))
+
+    def network(name: str, *words: object) -> dict[str, Any]:
+        return setting(name, words, all_stages(*words))
+
+    rows = [setting("as shipped", modes=["t2v", "i2v"]), setting("last weights (no EMA)", ["--ema", False])]
+    rows.append(
+        network(f"QK-norm {'off' if model['qk_norm'] else 'on'}", "--model.qk_norm", not model["qk_norm"])
+    )
+    for name, size in WINDOWS.items():
+        if size != tuple(model["window_size"] or WINDOWS["one position"]):
+            rows.append(network(f"window: {name}", "--model.window_size", size))
+    shifted = ("--model.window_size", WINDOWS["2 x 2"], "--model.shift_window", True)
+    rows.append(network("window: 2 x 2, shifted", *shifted))
+    for name, factor in (("none", 0.0), ("twice as often", 2.0)):
+        words = {stage: masks(plain(cfg["frame_mask"]), factor) for stage, cfg in stages.items()}
+        rows.append(setting(f"given frames: {name}", (), words, modes=["t2v", "i2v"]))
+    for value in DROPOUTS:
+        drop = all_stages("--condition_dropout", dict.fromkeys(dropout, value))
+        if set(dropout.values()) != {value}:
+            rows.append(setting(f"condition dropout {value:g}", (), drop))
+        if value == 0:
+            rows.append(setting("condition dropout 0, guidance scale 1", [_SCALE, 1.0], drop))
+    other = "uniform" if times == "logit-normal" else "logit-normal"
+    rows.append(setting(f"times: {other}", (), all_stages("--scheduler.time_distribution", other)))
+    return rows
+
+
+def masks(shipped: dict[str, Any] | None, factor: float) -> list[object]:
+    """Return the options that give frames so many times as often; none for a stage without masks."""
+    if shipped is None:
+        return []
+    ratios = {kind: value * factor for kind, value in shipped["ratios"].items() if kind != "identity"}
+    most = max(1.0, sum(ratios.values()))
+    ratios = {kind: value / most for kind, value in ratios.items()}
+    return ["--frame_mask", repr({**shipped, "ratios": ratios}) if factor else None]
+
+
+def chosen(settings: Sequence[dict[str, Any]], only: Sequence[str] | None) -> list[dict[str, Any]]:
+    """Return the first setting, with which others are compared, and those named with one of the words."""
+    found = [row for row in settings[1:] if only is None or any(word in row["name"] for word in only)]
+    if not found:
+        names = "; ".join(row["name"] for row in settings[1:])
+        raise SystemExit(f"--only {' '.join(only or ())}: in no name. The names: {names}.")
+    return [settings[0], *found]
+
+
+def ablations(
+    folder: Path, settings: Sequence[dict[str, Any]], prompts: int, scale: float, seeds: int
+) -> None:
+    """Train each setting from each seed, and write their table. A seed is done for all, then the next."""
+    vae: list[object] = []  # the shipped one
+    data = folder / "shipped_features"
+    if (folder / "latents.json").exists():
+        vae = ["--vae.from_pretrained", folder / AUTOENCODER[-1], *option_words(folder / "latents.json")]
+        data = folder / "features"
+    home = folder / f"ablations-{scale:g}"
+    check_same(home / "made_of.json", vae)
+    cached = features(data, vae)
+    runs: list[list[list[object]]] = [[] for _ in settings]
+    for seed in range(1, seeds + 1):
+        words = [*cached, *vae, "--seed", seed, "--ckpt-keep", 1]
+        for own, row in zip(runs, settings, strict=True):
+            own.append(
+                [*vae, "--model.from_pretrained", train_setting(home, row, f"seed{seed}", scale, words)]
+            )
+        rows = [row | {"runs": own} for row, own in zip(settings, runs, strict=True)]
+        compare(home / "ablations.json", rows, prompts, 2 * prompts)
+
+
+def train_setting(
+    home: Path, row: dict[str, Any], run_of: str, scale: float, words: Sequence[object]
+) -> Path:
+    """Train the stages of a setting; those that do not differ from the shipped ones are shared. Return it."""
+    name, before = "as_shipped", []
+    for stage in STAGES:
+        if stage in row["training"]:
+            name = re.sub(r"[^\w.-]+", "_", " ".join(map(str, row["training"][stage]))).strip("-_")
+        own = row["training"][stage] if stage in row["training"] else []
+        train(stage, home / name / run_of, scale, "train", *words, *before, *own)
+        before = ["--model.from_pretrained", home / name / run_of / stage]
+    return home / name / run_of / STAGES[-1]
+
+
+def check_same(path: Path, vae: Sequence[object]) -> None:
+    """Stop where runs of other configs or another autoencoder lie: they cannot stand in one table."""
+    from opensora.engine.recipe import hash_weight_files
+    from opensora.utils.config import load_config, plain
+
+    made_of = {name: repr(plain(load_config([str(TRAIN / f"{name}.py")]))) for name in STAGES}
+    made_of["vae"] = hash_weight_files(load_config([str(T2V), *map(str, vae)]), None)["vae"]
+    if path.exists() and json.loads(path.read_text(encoding="utf-8")) != made_of:
+        raise SystemExit(
+            f"{path.parent}: its runs had other configs or another autoencoder; take another --folder."
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(json.dumps(made_of, indent=1), path)
 
 
 # The report

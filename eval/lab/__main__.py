@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from eval.lab.cases import Case, is_simple, make_cases
 from eval.lab.measures import diversity, nearest
@@ -75,12 +76,10 @@ def run(cfg: Mapping[str, Any]) -> dict[str, Any]:
         }
     )
     cases = make_cases(cfg["world"], cfg["prompts"], cfg["num_frames"], cfg["fps"])
-    device = init_distributed(None if cfg["device"] == "auto" else cfg["device"]).device
-    conditions = _conditions(cfg, device.type)
+    made_by = conditions(cfg, init_device(cfg).type)
     home = Path(cfg["lab_dir"] or f"{cfg['save_dir']}_lab")
-    name = hashlib.blake2b(json.dumps(conditions, sort_keys=True).encode(), digest_size=6).hexdigest()
-    folder = home / f"clips-{name}"
-    result: dict[str, Any] = {"modes": {}, "more": {}, "conditions": conditions}
+    folder = clips_folder(home, made_by)
+    result: dict[str, Any] = {"modes": {}, "more": {}, "conditions": made_by}
     for mode in cfg["modes"]:
         answers = ask(mode, cases, cfg, training.world, folder, session)
         if answers:
@@ -96,6 +95,25 @@ def run(cfg: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
+def conditions(cfg: Mapping[str, Any], device: str) -> dict[str, Any]:
+    """Return what the clips depend on, as JSON: settings, and hashes of the weights."""
+    left_out = {*base_configs()["lab"], *_FREE} - {"world", "rounds"}
+    recipe = Recipes({key: value for key, value in cfg.items() if key != "dataset"}, device)
+    settings = {key: value for key, value in recipe.config.items() if key not in left_out}
+    return json.loads(json.dumps({"settings": settings, "weights": recipe.common["weights"]}, default=str))
+
+
+def init_device(cfg: Mapping[str, Any]) -> torch.device:
+    """Join other processes, if there are any; return where a config computes."""
+    return init_distributed(None if cfg["device"] == "auto" else cfg["device"]).device
+
+
+def clips_folder(home: Path, made_by: Mapping[str, Any]) -> Path:
+    """Return the folder of the clips that were made under these `conditions`."""
+    name = hashlib.blake2b(json.dumps(made_by, sort_keys=True).encode(), digest_size=6).hexdigest()
+    return home / f"clips-{name}"
+
+
 def _checked(cfg: Mapping[str, Any]) -> dict[str, Any]:
     """Check what this program needs beyond inference."""
     unknown = [mode for mode in cfg["modes"] if mode not in MODES]
@@ -109,14 +127,6 @@ def _checked(cfg: Mapping[str, Any]) -> dict[str, Any]:
     if "extend" in cfg["modes"] and cfg["rounds"] < 2:
         raise ValueError(f"rounds={cfg['rounds']}: clips that continue each other are at least 2.")
     return {**cfg, "image_size": tuple(cfg["image_size"])}
-
-
-def _conditions(cfg: Mapping[str, Any], device: str) -> dict[str, Any]:
-    """Return what the clips depend on, as JSON: settings, and hashes of the weights."""
-    left_out = {*base_configs()["lab"], *_FREE} - {"world", "rounds"}
-    recipe = Recipes({key: value for key, value in cfg.items() if key != "dataset"}, device)
-    settings = {key: value for key, value in recipe.config.items() if key not in left_out}
-    return json.loads(json.dumps({"settings": settings, "weights": recipe.common["weights"]}, default=str))
 
 
 def _more(

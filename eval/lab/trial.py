@@ -1,5 +1,6 @@
 """One way of asking a model: clips are made by the ordinary inference, judged, and summed up."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -98,6 +99,9 @@ def ask(
         scatter = path_scatter(reading, case.scene, min(height, width))
         if scatter is not None:
             row["path scatter px"] = scatter
+            true = math.hypot(*case.scene.things[0].velocity)
+            if reading.speeds[0] is not None and true:
+                row["speed ratio"] = reading.speeds[0] / true
         if mode == "extend":
             row["color drift"] = drift(frames, reading.background or case.scene.background, cfg["num_frames"])
         for name in _GIVEN.get(mode, ()):

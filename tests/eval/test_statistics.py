@@ -2,7 +2,7 @@
 
 import pytest
 
-from eval.statistics import summarise, table
+from eval.statistics import over_runs, summarise, table
 
 
 def test_mean_and_deviation_are_those_of_the_values():
@@ -36,3 +36,11 @@ def test_the_table_has_a_row_per_name_and_a_column_per_metric():
     assert lines[0] == "| | psnr | ssim | clips |"
     assert lines[2].startswith("| a | 21 ± 1.4 (") and lines[2].endswith("|  | 2 |")
     assert lines[3] == "| b | 30 | 0.9 | 1 |"
+
+
+def test_few_runs_have_a_t_interval():
+    found = over_runs([1.0, 2.0, 3.0])
+    half = 4.302653 / 3**0.5  # the quantile of two degrees of freedom in printed tables
+    assert found["mean"] == 2.0 and found["runs"] == 3 and found["deviation"] == 1.0
+    assert (found["low"], found["high"]) == (pytest.approx(2 - half), pytest.approx(2 + half))
+    assert over_runs([4.0])["low"] is None
