@@ -137,7 +137,6 @@ def test_what_was_judged_is_not_judged_again(knobs):
     assert set(times) == {"scale_3.0-0", "scale_1.0-0"}
     losses = list((knobs.folder / "plan").glob("loss-*.json"))
     assert len(losses) == 1 and json.loads(losses[0].read_text()) > 0  # of the weights, whatever the guidance
-    assert knobs(2) == (shown, times)
     (knobs.folder / "plan/scale_1.0-0/result.json").unlink()  # stopped before it was written
     again, later = knobs(2)
     assert again == shown and later["scale_3.0-0"] == times["scale_3.0-0"]
