@@ -111,6 +111,8 @@ def train(name: str, folder: Path, scale: float, script: str, *options: object) 
     steps = num_steps(config, scale)
     if not list((folder / name).glob(f"checkpoints/*global_step{steps}")):
         run(f"scripts/{script}.py", config, "--outputs", folder, "--max-steps", steps, *options)
+    if not list((folder / name).glob(f"checkpoints/*global_step{steps}")):
+        raise SystemExit(f"{name} stopped before step {steps}; the same command goes on.")
 
 
 def train_autoencoder(folder: Path, scale: float) -> list[str]:
@@ -132,7 +134,11 @@ def option_words(statistics: Path) -> list[str]:
 
 
 def latent_statistics(weights: Path) -> dict[str, list[float]]:
-    """Return mean and deviation of each channel of the latents of training clips."""
+    """Return mean and scale of each channel of the latents of training clips.
+
+    The scale is halfway, as a factor, between a channel's deviation and the mean of all. Coarse channels stay
+    larger than fine ones then, so that sampling decides on places before details.
+    """
     from opensora.datasets.buckets import ClipIndex
     from opensora.engine.build import build_components
     from opensora.engine.reconstruction import LatentStatistics
@@ -148,6 +154,8 @@ def latent_statistics(weights: Path) -> dict[str, list[float]]:
         clip = dataset[ClipIndex(row, dataset.num_frames, *dataset.image_size, 0)]
         statistics.add(vae.encode(clip["video"][None]).detach())
     found = statistics.per_channel()
+    mean = sum(found["latent_std"]) / len(found["latent_std"])
+    found["latent_std"] = [(value * mean) ** 0.5 for value in found["latent_std"]]
     return {name: [round(value, 4) for value in values] for name, values in found.items()}
 
 
