@@ -15,6 +15,7 @@ settings and weights is not judged again. Keys of a plan:
 import argparse
 import hashlib
 import json
+import math
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -248,7 +249,10 @@ def _percent(figure: Mapping[str, Any], interval: bool = True) -> str:
 
 
 def _between(figure: Mapping[str, Any], form: str) -> str:
-    return "" if figure["low"] is None else f" ({figure['low']:{form}} to {figure['high']:{form}})"
+    """Return an interval; none where all values agree, which says nothing of how far others would lie."""
+    if figure["low"] is None or math.isclose(figure["low"], figure["high"], abs_tol=1e-9):
+        return ""
+    return f" ({figure['low']:{form}} to {figure['high']:{form}})"
 
 
 if __name__ == "__main__":

@@ -131,8 +131,8 @@ def test_ablations_go_on_after_a_kill(lab, root, tmp_path):
     shutil.copytree(whole, stopped)
 
     def command(folder: Path) -> list[str]:
-        words = "scripts/lab.py --ablations --scale 0.001 --seeds 2 --prompts 2 --threads 1 --only QK"
-        return [sys.executable, *words.split(), "--folder", str(folder)]
+        words = "scripts/lab.py --ablations --scale 0.001 --seeds 2 --prompts 2 --threads 1 --only"
+        return [sys.executable, *words.split(), "frames: none", "--folder", str(folder)]
 
     first = subprocess.Popen(command(stopped), env=where, cwd=root)
     end, home = time.monotonic() + 900, stopped / "ablations-0.001"
@@ -151,4 +151,4 @@ def test_ablations_go_on_after_a_kill(lab, root, tmp_path):
     for name in ("ablations.md", "ablations.png"):
         assert (home / name).read_bytes() == (whole / "ablations-0.001" / name).read_bytes()
     text = (home / "ablations.md").read_text()
-    assert "| QK-norm off |" in text and "t-intervals over 2 seeds" in text
+    assert "| given frames: none |" in text and "t-intervals over 2 seeds" in text
