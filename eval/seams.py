@@ -54,6 +54,8 @@ def evaluate(cfg: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """
     originals = find_originals(cfg)
     vae = load_autoencoder(cfg)
+    if not hasattr(vae, "pieces"):
+        raise ValueError(f"vae.type={cfg['vae']['type']!r}: it codes frame by frame, so there are no seams.")
     result = {name: found for name, one in originals.items() if (found := seams(vae, one))}
     if not result:
         raise ValueError(

@@ -16,6 +16,7 @@ from opensora.datasets.transforms import normalize, resize_crop
 from opensora.datasets.video_io import is_image, is_video, probe, read_clip, read_image
 from opensora.engine.build import build_components, names_weights, parse_dtype
 from opensora.engine.lengths import covering_size, next_legal_length
+from opensora.utils.logging import get_logger
 
 _PIECE = 16  # frames read at once
 
@@ -203,6 +204,9 @@ def load_autoencoder(cfg: Mapping[str, Any]) -> Any:
         )
     vae = build_components({"vae": cfg["vae"]}).vae
     device = init_distributed(None if cfg["device"] == "auto" else cfg["device"]).device
+    if getattr(vae, "micro_frame_size", None):
+        text = "chunks of %d frames know nothing of each other: python -m eval.seams says how large seams are"
+        get_logger().info(text, vae.micro_frame_size)
     return vae.to(device, parse_dtype(cfg["dtype"])).eval().requires_grad_(False)
 
 

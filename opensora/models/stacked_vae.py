@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from opensora.layers.checks import check_count, check_length, check_video
+from opensora.layers.autoencoder import Pieces
+from opensora.layers.checks import check_length, check_video
 from opensora.layers.interfaces import Posterior, Reconstruction
 from opensora.layers.vae_blocks import draw_latents
 from opensora.registry import MODELS, build
@@ -40,7 +41,6 @@ class StackedVAE(nn.Module):
         scale: Sequence[float] = (3.85, 2.32, 2.33, 3.06),
     ) -> None:
         super().__init__()
-        check_count("micro_frame_size", micro_frame_size, "chunks")
         self.spatial_vae = build(MODELS, spatial)
         self.temporal_vae = build(MODELS, temporal)
         self.latent_channels = self.temporal_vae.latent_channels
@@ -57,10 +57,15 @@ class StackedVAE(nn.Module):
         self.stride = tuple(
             a * b for a, b in zip(self.spatial_vae.stride, self.temporal_vae.stride, strict=True)
         )
-        self.micro_frame_size = micro_frame_size
+        self.pieces = Pieces(frames=micro_frame_size)
         # Parts of the published state dict, so buffers.
         self.register_buffer("scale", torch.tensor(scale, dtype=torch.float32).reshape(1, -1, 1, 1, 1))
         self.register_buffer("shift", torch.tensor(shift, dtype=torch.float32).reshape(1, -1, 1, 1, 1))
+
+    @property
+    def micro_frame_size(self) -> int | None:
+        """Frames of a chunk that knows nothing of its neighbours; None is all of them."""
+        return self.pieces.frames
 
     @property
     def latent_mean(self) -> Tensor:

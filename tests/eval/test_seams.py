@@ -66,6 +66,26 @@ def test_chunks_that_continue_each_other_have_none(config):
     assert set(found) == {"frames"} and found["frames"]["largest"] < 1e-5
 
 
+def test_seams_of_the_stack_of_1_2_and_of_an_autoencoder_of_images(config, caplog):
+    pytest.importorskip("diffusers")
+    image = {"type": "ImageVAE", "block_out_channels": (32,) * 4, "layers_per_block": 1}
+    time = {"type": "TemporalVAE", "channels": 32, "num_res_blocks": 1, "channel_multipliers": (1, 1)}
+    stack = {"type": "StackedVAE", "spatial": image, "temporal": {**time, "temporal_down": (True,)}}
+    for vae in ({**stack, "micro_frame_size": 5}, image):
+        cfg = config()[0]
+        file = cfg["vae"]["from_pretrained"]
+        torch.manual_seed(0)
+        save_safetensors(build(MODELS, vae).state_dict(), file)
+        cfg["vae"] = {**vae, "from_pretrained": file}
+        if vae is image:
+            with pytest.raises(ValueError, match="'ImageVAE': it codes frame by frame"):
+                evaluate(cfg)
+            continue
+        found = evaluate(cfg)["clip"]["frames"]
+        assert found["borders"] == [5, 10] and found["largest"] > found["at_borders"] > 1e-4
+        assert "chunks of 5 frames know nothing of each other: python -m eval.seams" in caplog.text
+
+
 def test_a_clip_in_one_piece_has_no_seams(config):
     with pytest.raises(ValueError, match="there are no seams; set smaller ones"):
         evaluate(config(micro_frame_size=17)[0])
