@@ -29,5 +29,6 @@ vae = dict(
     spatial_tile=None,  # height and width of a tile in latent cells (less memory, blended); None is no tiles
     spatial_overlap=8,  # cells that neighbouring tiles share at least
     latent_mean=None,  # of each channel; None is 0
+    initial_logvar=0.0,  # added to the posterior's log variance of a new model; -5 is nearly deterministic
     latent_std=[5.489980785067252] * 4,  # of each channel: 1 / 0.18215
 )

@@ -12,6 +12,7 @@ vae = dict(
         norm_num_groups=32,  # groups of the norms
         scaling_factor=0.18215,  # of the latents
         micro_batch_size=4,  # frames at once; None is all
+        initial_logvar=0.0,  # added to the posterior's log variance of a new model; -5 is nearly deterministic
     ),
     temporal=dict(
         type="TemporalVAE",
@@ -23,6 +24,7 @@ vae = dict(
         channel_multipliers=(1, 2, 2, 4),  # width of each level over `channels`
         temporal_down=(False, True, True),  # after which levels time is halved
         num_groups=32,  # groups of the norms
+        initial_logvar=0.0,  # as in the image part
     ),
     micro_frame_size=17,  # frames per chunk in time; None is one piece
     shift=(-0.10, 0.34, 0.27, 0.98),  # mean of each latent channel

@@ -62,6 +62,7 @@ class CausalVideoVAE(GaussianAutoencoder):
         spatial_overlap: As for `VideoVAE`.
         latent_mean: As for `VideoVAE`.
         latent_std: As for `VideoVAE`.
+        initial_logvar: As for `VideoVAE`.
 
     Raises:
         ValueError: Blocks, levels or settings do not fit each other.
@@ -89,6 +90,7 @@ class CausalVideoVAE(GaussianAutoencoder):
         spatial_overlap: int = 8,
         latent_mean: Statistics | None = None,
         latent_std: Statistics | None = None,
+        initial_logvar: float = 0.0,
     ) -> None:
         widths = [channels * multiplier for multiplier in channel_multipliers]
         tables = {"spatial_down": spatial_down, "time_down": time_down}
@@ -128,6 +130,8 @@ class CausalVideoVAE(GaussianAutoencoder):
             2 * latent_channels, channels, widths, num_res_blocks, resamples("down"), style
         )
         self.quant_conv = CausalConv3d(2 * latent_channels, 2 * latent_channels, 1)
+        with torch.no_grad():
+            self.quant_conv.conv.bias[latent_channels:] += initial_logvar
         self.post_quant_conv = CausalConv3d(latent_channels, latent_channels, 1)
         self.decoder = Decoder(latent_channels, widths, num_res_blocks, resamples("up"), 0, style)
         if image_weights is not None and not self.last_layer.is_meta:

@@ -28,6 +28,7 @@ class ImageVAE(nn.Module):
         norm_num_groups: Groups of the group norms.
         scaling_factor: Latents are multiplied by it; the published 1.2 weights need 0.18215.
         micro_batch_size: Frames per call; None is all at once.
+        initial_logvar: As for `VideoVAE`.
 
     Raises:
         ImportError: diffusers is not installed.
@@ -45,6 +46,7 @@ class ImageVAE(nn.Module):
         norm_num_groups: int = 32,
         scaling_factor: float = 0.18215,
         micro_batch_size: int | None = 4,
+        initial_logvar: float = 0.0,
     ) -> None:
         super().__init__()
         # A package beside diffusers asks for a kernel at its import that nothing here uses.
@@ -70,6 +72,8 @@ class ImageVAE(nn.Module):
             norm_num_groups=norm_num_groups,
             scaling_factor=scaling_factor,
         )
+        with torch.no_grad():
+            self.module.quant_conv.bias[latent_channels:] += initial_logvar
 
     @property
     def last_layer(self) -> Tensor:

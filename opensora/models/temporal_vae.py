@@ -5,6 +5,7 @@ Source: Yu et al. 2023 (MAGVIT-2) for the layout; Open-Sora 1.2 (its published w
 
 from collections.abc import Iterator, Sequence
 
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
@@ -32,6 +33,7 @@ class TemporalVAE(nn.Module):
         channel_multipliers: Width of each level in `channels`.
         temporal_down: For every level but the last, whether time is halved after it.
         num_groups: Groups of the group norms.
+        initial_logvar: As for `VideoVAE`.
 
     Raises:
         ValueError: `temporal_down` does not fit the number of levels.
@@ -47,6 +49,7 @@ class TemporalVAE(nn.Module):
         channel_multipliers: Sequence[int] = (1, 2, 2, 4),
         temporal_down: Sequence[bool] = (False, True, True),
         num_groups: int = 32,
+        initial_logvar: float = 0.0,
     ) -> None:
         super().__init__()
         if len(temporal_down) != len(channel_multipliers) - 1:
@@ -64,6 +67,8 @@ class TemporalVAE(nn.Module):
             in_channels, 2 * latent_channels, widths, num_res_blocks, temporal_down, num_groups
         )
         self.quant_conv = CausalConv3d(2 * latent_channels, 2 * embed_channels, 1)
+        with torch.no_grad():
+            self.quant_conv.conv.bias[embed_channels:] += initial_logvar
         self.post_quant_conv = CausalConv3d(embed_channels, latent_channels, 1)
         self.decoder = _Decoder(
             in_channels, latent_channels, widths, num_res_blocks, temporal_down, num_groups

@@ -22,6 +22,7 @@ vae["spatial"].update(
     latent_channels=8,
     norm_num_groups=16,
     scaling_factor=1.0,
+    initial_logvar=-5.0,  # else noise hides the latents from a small decoder for many steps
 )
 vae["temporal"].update(
     in_channels=8,
@@ -31,6 +32,7 @@ vae["temporal"].update(
     num_res_blocks=1,
     channel_multipliers=(1, 1, 1, 1),
     num_groups=16,
+    initial_logvar=-5.0,
 )
 
 dtype = "fp32"
