@@ -18,7 +18,7 @@ from opensora.utils.config import load_config
 
 FRAMES, SIDE = 5, 16
 GAIN_DB = 1.5  # what was measured is in docs/autoencoders.md
-STARTS = 20  # step from which the discriminator plays
+STARTS = 40  # step from which the discriminator plays
 # By family: the config of the sweep, and what makes it so small that seconds are enough.
 FAMILIES = {
     "VQVAE": ("vqvae", {"optimizer.lr": 3e-3, "max_steps": 100}),
