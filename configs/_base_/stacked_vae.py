@@ -12,7 +12,7 @@ vae = dict(
         norm_num_groups=32,  # groups of the norms
         scaling_factor=0.18215,  # of the latents
         micro_batch_size=4,  # frames at once; None is all
-        initial_logvar=0.0,  # added to the posterior's log variance of a new model; -5 is nearly deterministic
+        initial_logvar=0.0,  # added to the log variance of a new posterior; -5 is nearly deterministic
     ),
     temporal=dict(
         type="TemporalVAE",
