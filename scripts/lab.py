@@ -19,6 +19,7 @@ import os
 import re
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,7 +32,9 @@ T2V = Path("configs/lab/inference/t2v.py")
 VAE = Path("configs/lab/inference/vae.py")
 SHIPPED = Path("assets/lab")
 AUTOENCODER = ("vae",)  # stages, each of which begins with the one before
-STAGES = ("stage1", "stage2")  # of the denoiser
+STAGES = ("stage1", "stage2", "stage3")  # of the denoiser
+OTHER_WORDS = "stage3"  # from this stage on captions vary, so features are written anew
+ABLATED = STAGES[:2]  # those of canonical captions
 STATISTICS_OF = 500  # clips
 _SCALE = "--guidance.scales.text.scale"
 GUIDANCE, SAMPLING_STEPS, FPS_TIMES, ROUNDS = (1.0, 2.0, 5.0, 8.0), (4, 25), (0.5, 2.0), (3, 10)
@@ -165,14 +168,16 @@ def train_denoiser(folder: Path, scale: float, statistics: Sequence[str]) -> Non
     before: list[object] = []
     cached = features(folder / "features", vae)
     for name in STAGES:
+        if name == OTHER_WORDS:
+            cached = features(folder / "features3", vae, name)
         train(name, folder, scale, "train", *cached, *vae, *before)
         before = ["--model.from_pretrained", folder / name]
 
 
-def features(path: Path, vae: Sequence[object]) -> list[object]:
+def features(path: Path, vae: Sequence[object], stage: str = STAGES[0]) -> list[object]:
     """Write latents and captions, unless they are there; return the options that train on them."""
     if not (path / "index.safetensors").exists():
-        run("scripts/extract_features.py", TRAIN / f"{STAGES[0]}.py", "--save-dir", path, *vae)
+        run("scripts/extract_features.py", TRAIN / f"{stage}.py", "--save-dir", path, *vae)
     return ["--dataset", repr({"type": "FeatureDataset", "data_path": str(path)})]
 
 
@@ -192,8 +197,9 @@ def ship(folder: Path, statistics: Sequence[str]) -> None:
         run("scripts/convert_weights.py", source, target, "--dtype", "fp16", "--force")
     text = VAE.read_text(encoding="utf-8")
     for option, values in zip(statistics[::2], statistics[1::2], strict=True):
-        name = option.rpartition(".")[2]
-        text = re.sub(rf"{name}=.*\)", f"{name}={values})", text)
+        name, indent = option.rpartition(".")[2], " " * 8
+        lines = textwrap.fill(values.strip("[]"), 100, initial_indent=indent, subsequent_indent=indent)
+        text = re.sub(rf"{name}=\[[^]]*\]", f"{name}=[\n{lines},\n    ]", text)
     write_text(text, VAE)
 
 
@@ -281,7 +287,7 @@ def training_settings() -> list[dict[str, Any]]:
     """Return the shipped training and others that differ in one thing each."""
     from opensora.utils.config import load_config, plain
 
-    stages = {name: load_config([str(TRAIN / f"{name}.py")]) for name in STAGES}
+    stages = {name: load_config([str(TRAIN / f"{name}.py")]) for name in ABLATED}
     first = plain(stages[STAGES[0]])
     model, dropout, times = (
         first["model"],
@@ -365,13 +371,13 @@ def train_setting(
 ) -> Path:
     """Train the stages of a setting; those that do not differ from the shipped ones are shared. Return it."""
     name, before = "as_shipped", []
-    for stage in STAGES:
+    for stage in ABLATED:
         if stage in row["training"]:
             name = re.sub(r"[^\w.-]+", "_", " ".join(map(str, row["training"][stage]))).strip("-_")
         own = row["training"][stage] if stage in row["training"] else []
         train(stage, home / name / run_of, scale, "train", *words, *before, *own)
         before = ["--model.from_pretrained", home / name / run_of / stage]
-    return home / name / run_of / STAGES[-1]
+    return home / name / run_of / ABLATED[-1]
 
 
 def check_same(path: Path, vae: Sequence[object]) -> None:
@@ -379,7 +385,7 @@ def check_same(path: Path, vae: Sequence[object]) -> None:
     from opensora.engine.recipe import hash_weight_files
     from opensora.utils.config import load_config, plain
 
-    made_of = {name: repr(plain(load_config([str(TRAIN / f"{name}.py")]))) for name in STAGES}
+    made_of = {name: repr(plain(load_config([str(TRAIN / f"{name}.py")]))) for name in ABLATED}
     made_of["vae"] = hash_weight_files(load_config([str(T2V), *map(str, vae)]), None)["vae"]
     if path.exists() and json.loads(path.read_text(encoding="utf-8")) != made_of:
         raise SystemExit(

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from opensora.datasets.shape_world import DIRECTIONS, Scene, Thing
 
-STYLES = ("canonical", "varied")
+STYLES = ("canonical", "varied", "mixed")
 
 # The first of each is the canonical one.
 _TEMPLATES = (

@@ -47,7 +47,8 @@ class ShapesDataset(Dataset):
         lengths: Frames of the clips from which buckets are filled, each equally likely; 1 is an image.
         sizes: Their sizes, (height, width) in pixels.
         fps: Frames per second, or several, each equally likely. The speed of objects is one per second.
-        caption_style: "canonical" tells all alike, "varied" in changing words.
+        caption_style: "canonical" tells all alike, "varied" in changing words, "mixed" every other row in
+            canonical ones.
         score_format: "words" or "numbers" appends the scores aes, flow and the camera's motion to captions;
             None appends none, and tells of a camera that moves in a sentence.
         score_dropout: Probability that a score is left out, each for itself.
@@ -190,7 +191,8 @@ class ShapesDataset(Dataset):
     def caption(self, row: int) -> str:
         """Return the caption of a row, without scores."""
         scene = self.scene(row)
-        numbers = None if self._style == "canonical" else self._draw("words", row, _NUMBERS)
+        canonical = self._style == "canonical" or (self._style == "mixed" and row % 2 == 0)
+        numbers = None if canonical else self._draw("words", row, _NUMBERS)
         if scene.num_frames == 1:
             return describe_image(scene, numbers)
         text = describe(scene, numbers)

@@ -157,3 +157,11 @@ def test_images_and_clips_of_several_shapes_fill_buckets():
     plan = Planner(data.manifest.fingerprint, data.sizes(), buckets, 1, seed=0).plan(0)
     assert len({tuple(size) for size in plan.sizes.tolist()}) == 9
     assert plan.counts["used"] + plan.counts["carried over"] == 240
+
+
+def test_mixed_captions_are_canonical_in_every_other_row():
+    data = {style: small(caption_style=style) for style in ("canonical", "varied", "mixed")}
+    rows = {style: [set_.caption(row) for row in range(20)] for style, set_ in data.items()}
+    assert rows["mixed"][::2] == rows["canonical"][::2]
+    assert rows["mixed"][1::2] == rows["varied"][1::2]
+    assert rows["mixed"][1::2] != rows["canonical"][1::2]

@@ -33,9 +33,10 @@ TINY = {
 
 def command(config: Path, table: Path, outputs: Path, *options: object) -> list[str]:
     text = config.read_text(encoding="utf-8")
-    family = load_config([str(config)]).vae.type
+    vae = load_config([str(config)]).vae
+    tiny = [] if vae.get("patch_shortcut") else TINY[vae.type]  # the lab's models are tiny as they are
     side, data = (32, ["--dataset.size", 100]) if "_base_.shapes " in text else (16, ["--data-path", table])
-    words = [*data, "--outputs", outputs, "--run-name", "run", *TINY[family]]
+    words = [*data, "--outputs", outputs, "--run-name", "run", *tiny]
     words += [
         "--dtype",
         "fp32",

@@ -3,7 +3,7 @@
     python scripts/train.py configs/lab/train/stage2.py --ckpt-path outputs/lab/stage1 \\
         --dataset "{'type': 'FeatureDataset', 'data_path': 'outputs/lab/features'}"
 
-One core: about 0.3 seconds per step.
+One core: about 0.2 seconds per step.
 """
 
 from mmengine.config import read_base
@@ -16,5 +16,5 @@ frame_mask = dict(
 )
 lr_schedule.update(cosine=True)
 ema_decay = 0.998
-max_steps = 2000
+max_steps = 12000
 run_name = "stage2"

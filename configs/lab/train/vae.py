@@ -22,7 +22,7 @@ lr_schedule.update(warmup_steps=50, cosine=True)
 plugin = None
 dtype = "fp32"  # processors without bfloat16 only emulate it
 activation_checkpoint = False
-max_steps = 1200
+max_steps = 1500
 ema_decay = 0.99
 log_every = 20
 ckpt_every = 200
