@@ -76,7 +76,8 @@ class Watchdog:
             return
         if self._is_main:
             signal.set_wakeup_fd(self._before)
-            signal.signal(signal.SIGTERM, signal.SIG_IGN if error else self._handler)
+            # Not SIG_IGN, which programs that are started from here would inherit.
+            signal.signal(signal.SIGTERM, _pass_over if error and self.size > 1 else self._handler)
         self._wake.send(b"\0")
         self._thread.join()
         listen(None)
@@ -189,6 +190,10 @@ class Watchdog:
             text = f"{text} (no stacks: {error})"
         os.write(2, f"error in process {self.rank}: {lost_text(text)} Stacks: {stacks}\n".encode())
         os._exit(LOST_PROCESS)
+
+
+def _pass_over(number: int, frame: FrameType | None) -> None:
+    """Let this process say what is wrong before it ends, though torchrun asks it to."""
 
 
 def _on_sigterm(number: int, frame: FrameType | None) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -91,6 +92,22 @@ def test_a_process_that_was_here_and_is_no_more_is_dead(tmp_path):
     child.wait()
     assert replace(here(), pid=child.pid).is_dead
     assert not replace(here(), pid=child.pid, machine="another").is_dead
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_programs_started_after_an_error_hear_sigterm(tmp_path, monkeypatch, size):
+    before = signal.getsignal(signal.SIGTERM)
+    watchdog = Watchdog(tmp_path, 5.0)
+    monkeypatch.setattr(watchdog, "size", size)
+    monkeypatch.setattr(watchdog, "_watch", lambda: None)
+    try:
+        with pytest.raises(RuntimeError, match="own"), watchdog:
+            raise RuntimeError("own")
+        assert (signal.getsignal(signal.SIGTERM) is before) == (size == 1)
+        child = subprocess.run([sys.executable, "-c", "import os; os.kill(os.getpid(), 15)"], timeout=60)
+        assert child.returncode == -signal.SIGTERM
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_only_errors_of_collectives_are_laid_on_others(tmp_path, monkeypatch):
