@@ -89,7 +89,8 @@ SHOWN = (  # name of the picture, what it is, options; frames by time, so that a
     (
         "edit",
         "video to video: edit",
-        "--mask-strategy 'edit 0.7 clip.mp4 at start' --prompt 'a green square moves left'",
+        "--mask-strategy 'edit 0.8 clip.mp4 at start' "
+        f"--prompt '{PROMPT.replace('red circle', 'green square')}'",
     ),
     ("endless", "long video", "--loop 4"),
     (
