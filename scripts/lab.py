@@ -1,7 +1,7 @@
 """The lab: a generated world, a tiny autoencoder and STDiT3 trained on it, judged, in one report.
 
     python scripts/lab.py [--folder outputs/lab] [--scale 1] [--threads 2] [--ship]
-    python scripts/lab.py --knobs [--prompts 200]
+    python scripts/lab.py --knobs [--prompts 100]
     python scripts/lab.py --ablations [--seeds 3] [--scale 0.25]
 
 Every step runs the scripts that real runs use, with the configs in configs/lab. The same command again goes
@@ -36,6 +36,7 @@ STAGES = ("stage1", "stage2", "stage3")  # of the denoiser
 OTHER_WORDS = "stage3"  # from this stage on captions vary, so features are written anew
 ABLATED = STAGES[:2]  # those of canonical captions
 STATISTICS_OF = 500  # clips
+LEAST_CLIPS = 2000  # that a denoiser is trained on, however short
 _SCALE = "--guidance.scales.text.scale"
 GUIDANCE, SAMPLING_STEPS, FPS_TIMES, ROUNDS = (1.0, 2.0, 5.0, 8.0), (4, 25), (0.5, 2.0), (3, 10)
 LONG_PROMPTS = 20  # at most, of long videos
@@ -67,6 +68,9 @@ def main() -> None:
         "--only", nargs="+", help="only knobs whose names have one of these words, and the first"
     )
     args = parser.parse_args()
+    for name, least in (("scale", 1e-9), ("threads", 1), ("prompts", 1), ("seeds", 1)):
+        if not getattr(args, name) >= least:
+            parser.error(f"--{name} {getattr(args, name)}: give more than 0.")
     os.environ["OMP_NUM_THREADS"] = str(args.threads)
     os.environ["PYTHONPATH"] = os.pathsep.join(
         [str(Path(__file__).resolve().parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -80,6 +84,7 @@ def main() -> None:
     if args.knobs or args.ablations:
         return
     start = time.perf_counter()
+    check_folder(args.folder / "made_of.json", args.scale)
     found = train_autoencoder(args.folder, args.scale)
     train_denoiser(args.folder, args.scale, found)
     if args.ship:
@@ -98,7 +103,26 @@ def run(*words: object, quiet: bool = True) -> None:
     output = subprocess.PIPE if quiet else None
     done = subprocess.run([sys.executable, *map(str, words)], stdout=output, text=True)
     if done.returncode:
-        raise SystemExit(f"{(done.stdout or '')[-2000:]}\n{words[0]} ended with status {done.returncode}.")
+        name = words[1] if words[0] == "-m" else words[0]
+        raise SystemExit(f"{(done.stdout or '')[-2000:]}{name} ended with status {done.returncode}.")
+
+
+def check_folder(path: Path, scale: float) -> None:
+    """Stop where a lab of another length or other configs lies: its parts would not fit."""
+    from opensora.utils.config import load_config, plain
+
+    made_of = {
+        name: repr(plain(load_config([str(TRAIN / f"{name}.py")]))) for name in (*AUTOENCODER, *STAGES)
+    }
+    keep_same(path, {"scale": scale, **made_of}, "it holds a lab of another --scale or of other configs")
+
+
+def keep_same(path: Path, made_of: dict[str, Any], wrong: str) -> None:
+    """Write what a folder is made of, or stop if that is something else."""
+    if path.exists() and json.loads(path.read_text(encoding="utf-8")) != made_of:
+        raise SystemExit(f"{path.parent}: {wrong}; give another --folder, or remove it.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(json.dumps(made_of, indent=1), path)
 
 
 def num_steps(config: Path, scale: float) -> int:
@@ -166,18 +190,25 @@ def train_denoiser(folder: Path, scale: float, statistics: Sequence[str]) -> Non
     """Write features and train the stages, each from the one before."""
     vae = ["--vae.from_pretrained", folder / AUTOENCODER[-1], *statistics]
     before: list[object] = []
-    cached = features(folder / "features", vae)
+    cached = features(folder / "features", vae, scale)
     for name in STAGES:
         if name == OTHER_WORDS:
-            cached = features(folder / "features3", vae, name)
+            cached = features(folder / "features3", vae, scale, name)
         train(name, folder, scale, "train", *cached, *vae, *before)
         before = ["--model.from_pretrained", folder / name]
 
 
-def features(path: Path, vae: Sequence[object], stage: str = STAGES[0]) -> list[object]:
-    """Write latents and captions, unless they are there; return the options that train on them."""
+def features(path: Path, vae: Sequence[object], scale: float = 1.0, stage: str = STAGES[0]) -> list[object]:
+    """Write latents and captions, unless they are there; return the options that train on them.
+
+    Short trainings get fewer clips: extraction would take longer than they do.
+    """
     if not (path / "index.safetensors").exists():
-        run("scripts/extract_features.py", TRAIN / f"{stage}.py", "--save-dir", path, *vae)
+        from opensora.utils.config import load_config
+
+        clips = load_config([str(TRAIN / f"{stage}.py")]).dataset.size
+        size = ["--dataset.size", min(clips, max(LEAST_CLIPS, round(clips * scale)))]
+        run("scripts/extract_features.py", TRAIN / f"{stage}.py", "--save-dir", path, *size, *vae)
     return ["--dataset", repr({"type": "FeatureDataset", "data_path": str(path)})]
 
 
@@ -387,12 +418,7 @@ def check_same(path: Path, vae: Sequence[object]) -> None:
 
     made_of = {name: repr(plain(load_config([str(TRAIN / f"{name}.py")]))) for name in ABLATED}
     made_of["vae"] = hash_weight_files(load_config([str(T2V), *map(str, vae)]), None)["vae"]
-    if path.exists() and json.loads(path.read_text(encoding="utf-8")) != made_of:
-        raise SystemExit(
-            f"{path.parent}: its runs had other configs or another autoencoder; take another --folder."
-        )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(json.dumps(made_of, indent=1), path)
+    keep_same(path, made_of, "its runs had other configs or another autoencoder")
 
 
 # The report

@@ -60,13 +60,32 @@ def main() -> None:
     path = parser.parse_args().plan
     with one_line_errors():
         try:
-            plan = json.loads(path.read_text(encoding="utf-8"))
+            plan = read_plan(path)
             found = compare(plan, path.parent / path.stem)
         finally:
             shut_down()
     text = table(found, plan["settings"])
     write_text(text, path.with_suffix(".md"))
     sys.stdout.write(text)
+
+
+def read_plan(path: Path) -> dict[str, Any]:
+    """Read a plan.
+
+    Raises:
+        FileNotFoundError: There is none.
+        ValueError: It is no JSON, or lacks a key.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: there is no such plan; scripts/lab.py --knobs writes one.")
+    try:
+        plan = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON ({error}); scripts/lab.py --knobs writes a plan.") from None
+    missing = [key for key in ("config", "options", "settings") if key not in plan]
+    if missing:
+        raise ValueError(f"{path} lacks {', '.join(missing)}; see the top of eval/lab/knobs.py.")
+    return plan
 
 
 def compare(plan: Mapping[str, Any], home: Path) -> list[Figures]:

@@ -139,7 +139,7 @@ def _shard_files(index: Path) -> dict[Path, list[str] | None]:
 
 def _from_hub(name: str) -> Path:
     owner, repository, *inside = name.split("/", 2)
-    failed = f"{name}: neither a file or folder here nor to be had from the hub"
+    failed = f"{name}: neither a file or folder in {Path.cwd()} nor to be had from the hub"
     try:
         from huggingface_hub import snapshot_download
     except ModuleNotFoundError as error:

@@ -272,7 +272,7 @@ WRONG = {
         ["--prompt", "none", "--prompt-path", "{table}"],
         "it has columns ['caption']; a column `text`",
     ),
-    "weights": (["--ckpt-path", "no/where/run"], "no/where/run: neither a file or folder here nor"),
+    "weights": (["--ckpt-path", "no/where/run"], "no/where/run: neither a file or folder in "),
     "file weights": (["--vae.from_pretrained", "/no.safetensors"], "/no.safetensors: no such file or folder"),
     "no weights": (["--ckpt-path", "none"], "model.from_pretrained=None: without weights"),
     "no vae": (["--vae.from_pretrained", "none"], "give --vae.from_pretrained with a run folder"),

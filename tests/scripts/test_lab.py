@@ -109,7 +109,7 @@ def test_runs_of_other_configs_stop_the_comparison(lab, tmp_path):
     lab.check_same(path, [])
     lab.check_same(path, [])
     path.write_text(json.dumps({**json.loads(path.read_text()), "vae": "another"}))
-    with pytest.raises(SystemExit, match="take another --folder"):
+    with pytest.raises(SystemExit, match="give another --folder"):
         lab.check_same(path, [])
 
 
@@ -152,3 +152,22 @@ def test_ablations_go_on_after_a_kill(lab, root, tmp_path):
         assert (home / name).read_bytes() == (whole / "ablations-0.001" / name).read_bytes()
     text = (home / "ablations.md").read_text()
     assert "| given frames: none |" in text and "t-intervals over 2 seeds" in text
+
+
+def test_a_folder_holds_a_lab_of_one_length(lab, root, tmp_path, monkeypatch):
+    monkeypatch.chdir(root)
+    path = tmp_path / "made_of.json"
+    lab.check_folder(path, 0.15)
+    lab.check_folder(path, 0.15)
+    with pytest.raises(
+        SystemExit, match="a lab of another --scale or of other configs; give another --folder"
+    ):
+        lab.check_folder(path, 1.0)
+
+
+@pytest.mark.parametrize("option", ["--scale", "--prompts", "--seeds", "--threads"])
+def test_numbers_that_make_nothing_are_refused(lab, monkeypatch, capsys, option):
+    monkeypatch.setattr(sys, "argv", ["lab.py", option, "0"])
+    with pytest.raises(SystemExit, match="2"):
+        lab.main()
+    assert "give more than 0" in capsys.readouterr().err

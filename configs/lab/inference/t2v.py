@@ -3,7 +3,7 @@
     python scripts/inference.py configs/lab/inference/t2v.py \\
         --prompt "a red circle moves left over a blue background"
 
-One core: about a second per video.
+One core: about a third of a second per video.
 """
 
 from mmengine.config import read_base

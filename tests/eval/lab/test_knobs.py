@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from eval.lab.knobs import figures_of, main, number_of, table
+from eval.lab.knobs import figures_of, main, number_of, read_plan, table
 from eval.lab.report import draw_rows
 from opensora.engine.build import build_components
 from opensora.utils.config import load_config
@@ -153,3 +153,14 @@ def test_wrong_options_end_it_before_anything_is_judged(knobs):
     with pytest.raises(SystemExit):
         knobs(1, scales=(3.0, "much"))
     assert not list((knobs.folder / "plan").glob("*"))
+
+
+@pytest.mark.parametrize(
+    "text, message", [(None, "no such plan"), ("{", "is no JSON"), ("{}", "lacks config")]
+)
+def test_a_plan_that_is_none(tmp_path, text, message):
+    path = tmp_path / "plan.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises((FileNotFoundError, ValueError), match=message):
+        read_plan(path)
