@@ -1,14 +1,10 @@
 """The lab: a generated world, a tiny autoencoder and STDiT3 trained on it, judged, in one report.
 
     python scripts/lab.py [--folder outputs/lab] [--scale 1] [--threads 2] [--ship]
-    python scripts/lab.py --knobs [--prompts 100]
-    python scripts/lab.py --ablations [--seeds 3] [--scale 0.25]
 
 Every step runs the scripts that real runs use, with the configs in configs/lab. The same command again goes
 on where it was stopped. --scale multiplies the steps of training: 1 is what the shipped models had, above it
-is for a GPU. --ship puts the models into assets/lab. --knobs trains nothing: it measures what settings of
-inference change in the shipped models, and what averaging changed in the run of the folder. --ablations
-trains denoisers that differ from the shipped configs in one thing each, from several seeds.
+is for a GPU. --ship puts the models into assets/lab. What single settings change, lab_knobs.py measures.
 """
 
 import argparse
@@ -34,19 +30,8 @@ SHIPPED = Path("assets/lab")
 AUTOENCODER = ("vae",)  # stages, each of which begins with the one before
 STAGES = ("stage1", "stage2", "stage3")  # of the denoiser
 OTHER_WORDS = "stage3"  # from this stage on captions vary, so features are written anew
-ABLATED = STAGES[:2]  # those of canonical captions
 STATISTICS_OF = 500  # clips
 LEAST_CLIPS = 2000  # that a denoiser is trained on, however short
-_SCALE = "--guidance.scales.text.scale"
-GUIDANCE, SAMPLING_STEPS, FPS_TIMES, ROUNDS = (1.0, 2.0, 5.0, 8.0), (4, 25), (0.5, 2.0), (3, 10)
-LONG_PROMPTS = 20  # at most, of long videos
-WINDOWS = {  # of temporal blocks
-    "one position": (-1, 1, 1),
-    "lines": (-1, 1, -1),
-    "2 x 2": (-1, 2, 2),
-    "the whole frame": (-1, -1, -1),
-}
-DROPOUTS = (0.0, 0.1, 0.3)
 CURVES = dict.fromkeys(AUTOENCODER, "psnr") | dict.fromkeys(STAGES, "loss")
 WIDTH, HEIGHT = 360, 140  # of a curve
 
@@ -61,28 +46,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--prompts", type=int, default=100, help="prompts that the models are judged by")
     parser.add_argument("--ship", action="store_true", help="put the models into assets/lab")
-    parser.add_argument("--knobs", action="store_true", help="only measure settings of inference")
-    parser.add_argument("--ablations", action="store_true", help="only measure settings of training")
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each setting of training")
-    parser.add_argument(
-        "--only", nargs="+", help="only knobs whose names have one of these words, and the first"
-    )
     args = parser.parse_args()
-    for name, least in (("scale", 1e-9), ("threads", 1), ("prompts", 1), ("seeds", 1)):
-        if not getattr(args, name) >= least:
-            parser.error(f"--{name} {getattr(args, name)}: give more than 0.")
-    os.environ["OMP_NUM_THREADS"] = str(args.threads)
-    os.environ["PYTHONPATH"] = os.pathsep.join(
-        [str(Path(__file__).resolve().parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
-    )
-    if args.knobs:
-        settings = chosen(inference_settings(args.folder, args.prompts), args.only)
-        compare(args.folder / "knobs" / "knobs.json", settings, args.prompts)
-    if args.ablations:
-        settings = chosen(training_settings(), args.only)
-        ablations(args.folder, settings, args.prompts, args.scale, args.seeds)
-    if args.knobs or args.ablations:
-        return
+    prepare(parser, args)
     start = time.perf_counter()
     check_folder(args.folder / "made_of.json", args.scale)
     found = train_autoencoder(args.folder, args.scale)
@@ -97,6 +62,17 @@ def main() -> None:
     print(f"took {minutes:.1f} minutes\nreport: {args.folder / 'report.html'}")
 
 
+def prepare(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Refuse numbers that make nothing, and set the environment of the scripts that are started."""
+    for name, value in vars(args).items():
+        if isinstance(value, int | float) and not isinstance(value, bool) and not value > 0:
+            parser.error(f"--{name} {value}: give more than 0.")
+    os.environ["OMP_NUM_THREADS"] = str(args.threads)
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        [str(Path(__file__).resolve().parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    )
+
+
 def run(*words: object, quiet: bool = True) -> None:
     """Run a script or module of this repository; stop the lab if it fails."""
     print(f"== {' '.join(map(str, words))[:140]}", flush=True)
@@ -109,12 +85,15 @@ def run(*words: object, quiet: bool = True) -> None:
 
 def check_folder(path: Path, scale: float) -> None:
     """Stop where a lab of another length or other configs lies: its parts would not fit."""
+    made_of = {"scale": scale, **configs_of((*AUTOENCODER, *STAGES))}
+    keep_same(path, made_of, "it holds a lab of another --scale or of other configs")
+
+
+def configs_of(stages: Sequence[str]) -> dict[str, str]:
+    """Return what the configs of stages say, to compare it with later."""
     from opensora.utils.config import load_config, plain
 
-    made_of = {
-        name: repr(plain(load_config([str(TRAIN / f"{name}.py")]))) for name in (*AUTOENCODER, *STAGES)
-    }
-    keep_same(path, {"scale": scale, **made_of}, "it holds a lab of another --scale or of other configs")
+    return {name: repr(plain(load_config([str(TRAIN / f"{name}.py")]))) for name in stages}
 
 
 def keep_same(path: Path, made_of: dict[str, Any], wrong: str) -> None:
@@ -240,185 +219,6 @@ def judge(folder: Path, prompts: int, models: Sequence[object]) -> dict[str, Any
     run("-m", "eval.lab", T2V, "--modes", "t2v", "i2v", "extend", "vae", *options, *models)
     pictures = {path.stem: path for path in sorted(folder.glob("*.png"))}
     return {"text": (folder / "result.md").read_text(encoding="utf-8"), "pictures": pictures}
-
-
-# What each knob does
-
-
-def setting(
-    name: str,
-    options: Sequence[object] = (),
-    training: dict[str, list[object]] | None = None,
-    modes: Sequence[str] = ("t2v",),
-    measure: str | None = None,
-) -> dict[str, Any]:
-    """Return a row of the comparison.
-
-    Args:
-        name: For the table.
-        options: In which sampling differs.
-        training: In which stages of training differ, by name of the stage.
-        modes: Of eval.lab; the first is shown.
-        measure: Another of its figures to show.
-    """
-    own = {
-        "name": name,
-        "options": list(map(str, options)),
-        "modes": list(modes),
-        "measure": measure,
-        "runs": [[]],
-    }
-    return own | {"training": {stage: words for stage, words in (training or {}).items() if words}}
-
-
-def compare(plan: Path, settings: Sequence[dict[str, Any]], prompts: int, loss_clips: int = 0) -> None:
-    """Judge settings with the same prompts and noise; write their table and picture beside the plan."""
-    options = ["--prompts", prompts, "--seeds", 1, "--neighbours", 0, "--save-dir", plan.parent / "clips"]
-    whole = {"config": T2V, "options": options, "loss_clips": loss_clips}
-    whole["settings"] = [{key: row[key] for key in row if key != "training"} for row in settings]
-    plan.parent.mkdir(parents=True, exist_ok=True)
-    write_text(json.dumps(whole, indent=1, default=str), plan)
-    run("-m", "eval.lab.knobs", plan, quiet=False)
-    print(f"{plan.with_suffix('.md')}, {plan.with_suffix('.png')}", flush=True)
-
-
-def inference_settings(folder: Path, prompts: int) -> list[dict[str, Any]]:
-    """Return the shipped setting and others, and the weights of the folder's own run if there is one."""
-    from opensora.utils.config import load_config
-
-    cfg = load_config([str(T2V)])
-    scale, steps, fps = cfg.guidance.scales.text.scale, cfg.scheduler.num_sampling_steps, cfg.fps
-    shift = ("time shift off", "time shift on")
-    on = bool(cfg.scheduler.shift_time)
-    words = f"as shipped: guidance {scale:g}, {steps} steps, {shift[on]}, {fps:g} fps"
-    rows = [setting(words, measure="speed ratio")]
-    rows += [setting(f"guidance scale {value:g}", [_SCALE, value]) for value in GUIDANCE if value != scale]
-    rows += [
-        setting(f"{number} steps", ["--num-sampling-steps", number])
-        for number in SAMPLING_STEPS
-        if number != steps
-    ]
-    rows.append(setting(shift[not on], ["--scheduler.shift_time", not on]))
-    for times in FPS_TIMES:
-        other = type(fps)(fps * times)
-        rows.append(setting(f"{other:g} fps", ["--fps", other], measure="speed ratio"))
-    few = ["--prompts", min(prompts, LONG_PROMPTS)]
-    for rounds in ROUNDS:
-        options = ["--rounds", rounds, *few]
-        rows.append(setting(f"loop {rounds}", options, modes=["extend"], measure="color drift"))
-    statistics = folder / "latents.json"
-    if statistics.exists() and list((folder / STAGES[-1]).glob("checkpoints/*")):
-        own = own_models(folder, option_words(statistics))
-        rows.append(setting("own run, averaged weights (EMA)", own))
-        rows.append(setting("own run, last weights (no EMA)", [*own, "--ema", False]))
-    return rows
-
-
-def training_settings() -> list[dict[str, Any]]:
-    """Return the shipped training and others that differ in one thing each."""
-    from opensora.utils.config import load_config, plain
-
-    stages = {name: load_config([str(TRAIN / f"{name}.py")]) for name in ABLATED}
-    first = plain(stages[STAGES[0]])
-    model, dropout, times = (
-        first["model"],
-        first["condition_dropout"],
-        first["scheduler"]["time_distribution"],
-    )
-
-    def all_stages(*words: object) -> dict[str, list[object]]:
-        return dict.fromkeys(stages, list(words))
-
-    def network(name: str, *words: object) -> dict[str, Any]:
-        return setting(name, words, all_stages(*words))
-
-    rows = [setting("as shipped", modes=["t2v", "i2v"]), setting("last weights (no EMA)", ["--ema", False])]
-    rows.append(
-        network(f"QK-norm {'off' if model['qk_norm'] else 'on'}", "--model.qk_norm", not model["qk_norm"])
-    )
-    for name, size in WINDOWS.items():
-        if size != tuple(model["window_size"] or WINDOWS["one position"]):
-            rows.append(network(f"window: {name}", "--model.window_size", size))
-    shifted = ("--model.window_size", WINDOWS["2 x 2"], "--model.shift_window", True)
-    rows.append(network("window: 2 x 2, shifted", *shifted))
-    for name, factor in (("none", 0.0), ("twice as often", 2.0)):
-        words = {stage: masks(plain(cfg["frame_mask"]), factor) for stage, cfg in stages.items()}
-        rows.append(setting(f"given frames: {name}", (), words, modes=["t2v", "i2v"]))
-    for value in DROPOUTS:
-        drop = all_stages("--condition_dropout", dict.fromkeys(dropout, value))
-        if set(dropout.values()) != {value}:
-            rows.append(setting(f"condition dropout {value:g}", (), drop))
-        if value == 0:
-            rows.append(setting("condition dropout 0, guidance scale 1", [_SCALE, 1.0], drop))
-    other = "uniform" if times == "logit-normal" else "logit-normal"
-    rows.append(setting(f"times: {other}", (), all_stages("--scheduler.time_distribution", other)))
-    return rows
-
-
-def masks(shipped: dict[str, Any] | None, factor: float) -> list[object]:
-    """Return the options that give frames so many times as often; none for a stage without masks."""
-    if shipped is None:
-        return []
-    ratios = {kind: value * factor for kind, value in shipped["ratios"].items() if kind != "identity"}
-    most = max(1.0, sum(ratios.values()))
-    ratios = {kind: value / most for kind, value in ratios.items()}
-    return ["--frame_mask", repr({**shipped, "ratios": ratios}) if factor else None]
-
-
-def chosen(settings: Sequence[dict[str, Any]], only: Sequence[str] | None) -> list[dict[str, Any]]:
-    """Return the first setting, with which others are compared, and those named with one of the words."""
-    found = [row for row in settings[1:] if only is None or any(word in row["name"] for word in only)]
-    if not found:
-        names = "; ".join(row["name"] for row in settings[1:])
-        raise SystemExit(f"--only {' '.join(only or ())}: in no name. The names: {names}.")
-    return [settings[0], *found]
-
-
-def ablations(
-    folder: Path, settings: Sequence[dict[str, Any]], prompts: int, scale: float, seeds: int
-) -> None:
-    """Train each setting from each seed, and write their table. A seed is done for all, then the next."""
-    vae: list[object] = []  # the shipped one
-    data = folder / "shipped_features"
-    if (folder / "latents.json").exists():
-        vae = ["--vae.from_pretrained", folder / AUTOENCODER[-1], *option_words(folder / "latents.json")]
-        data = folder / "features"
-    home = folder / f"ablations-{scale:g}"
-    check_same(home / "made_of.json", vae)
-    cached = features(data, vae)
-    runs: list[list[list[object]]] = [[] for _ in settings]
-    for seed in range(1, seeds + 1):
-        words = [*cached, *vae, "--seed", seed, "--ckpt-keep", 1]
-        for own, row in zip(runs, settings, strict=True):
-            own.append(
-                [*vae, "--model.from_pretrained", train_setting(home, row, f"seed{seed}", scale, words)]
-            )
-        rows = [row | {"runs": own} for row, own in zip(settings, runs, strict=True)]
-        compare(home / "ablations.json", rows, prompts, 2 * prompts)
-
-
-def train_setting(
-    home: Path, row: dict[str, Any], run_of: str, scale: float, words: Sequence[object]
-) -> Path:
-    """Train the stages of a setting; those that do not differ from the shipped ones are shared. Return it."""
-    name, before = "as_shipped", []
-    for stage in ABLATED:
-        if stage in row["training"]:
-            name = re.sub(r"[^\w.-]+", "_", " ".join(map(str, row["training"][stage]))).strip("-_")
-        own = row["training"][stage] if stage in row["training"] else []
-        train(stage, home / name / run_of, scale, "train", *words, *before, *own)
-        before = ["--model.from_pretrained", home / name / run_of / stage]
-    return home / name / run_of / ABLATED[-1]
-
-
-def check_same(path: Path, vae: Sequence[object]) -> None:
-    """Stop where runs of other configs or another autoencoder lie: they cannot stand in one table."""
-    from opensora.engine.recipe import hash_weight_files
-    from opensora.utils.config import load_config, plain
-
-    made_of = {name: repr(plain(load_config([str(TRAIN / f"{name}.py")]))) for name in ABLATED}
-    made_of["vae"] = hash_weight_files(load_config([str(T2V), *map(str, vae)]), None)["vae"]
-    keep_same(path, made_of, "its runs had other configs or another autoencoder")
 
 
 # The report

@@ -49,8 +49,11 @@ DISTRIBUTIONS = {
     "tokenizers": "transformers",
     "yaml": "mmengine",
 }
-# The page's files import each other by their bare names: their folder is no package.
-PAGE = {path.stem for path in (Path(__file__).parents[1] / "gradio").glob("*.py")}
+# The page's files import each other by their bare names, and so do scripts: their folders are no packages.
+BARE = {
+    room: {path.stem for path in (Path(__file__).parents[1] / room).glob("*.py")}
+    for room in ("gradio", "scripts")
+}
 BOOSTER = "opensora/acceleration/booster.py"
 
 
@@ -129,7 +132,7 @@ def check_packages(path: str, tree: ast.AST, declared: set[str]) -> list[str]:
             wrong.append(f"{at}: the core does without {name}.")
         elif name == "colossalai" and path != BOOSTER:
             wrong.append(f"{at}: only {BOOSTER} imports colossalai.")
-        elif name in PAGE and path.startswith("gradio/"):
+        elif name in BARE.get(path.split("/")[0], ()):
             continue
         elif not name or name in AT_THE_TOP or name in TOP or name in sys.stdlib_module_names:
             if name == "gradio" and not item.lazy and path != "gradio/app.py":

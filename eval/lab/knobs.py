@@ -2,7 +2,7 @@
 
     python -m eval.lab.knobs PLAN.json
 
-scripts/lab.py writes such plans; PLAN.md and PLAN.png appear beside it. What was judged with the same
+scripts/lab_knobs.py writes such plans; PLAN.md and PLAN.png appear beside it. What was judged with the same
 settings and weights is not judged again. Keys of a plan:
 
     config      a config for scripts/inference.py
@@ -77,11 +77,11 @@ def read_plan(path: Path) -> dict[str, Any]:
         ValueError: It is no JSON, or lacks a key.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: there is no such plan; scripts/lab.py --knobs writes one.")
+        raise FileNotFoundError(f"{path}: there is no such plan; scripts/lab_knobs.py writes one.")
     try:
         plan = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is no JSON ({error}); scripts/lab.py --knobs writes a plan.") from None
+        raise ValueError(f"{path} is no JSON ({error}); scripts/lab_knobs.py writes a plan.") from None
     missing = [key for key in ("config", "options", "settings") if key not in plan]
     if missing:
         raise ValueError(f"{path} lacks {', '.join(missing)}; see the top of eval/lab/knobs.py.")

@@ -86,6 +86,7 @@ class VideoAutoencoder(nn.Module, ABC):
         super().__init__()
         self.latent_channels, self.stride = latent_channels, stride
         self.streams, self.pieces = streams, pieces
+        self._halos: dict[bool, int] = {}  # of encoder and decoder, once they are needed
         # Plain tensors, not buffers: they stay fp32 on the host when the weights are cast or made on "meta".
         self.latent_mean = _statistics("latent_mean", latent_mean, latent_channels, 0.0)
         self.latent_std = _statistics("latent_std", latent_std, latent_channels, 1.0)
@@ -297,9 +298,13 @@ class VideoAutoencoder(nn.Module, ABC):
         size = 1 if torch.is_grad_enabled() else parallel_state().sequence_size
         if size == 1:
             return [(0, 0, frames)]
-        halo, length = self._halo(decodes), -(-frames // size)
+        if decodes not in self._halos:
+            self._halos[decodes] = self._halo(decodes)
+        halo, length = self._halos[decodes], -(-frames // size)
         if self.pieces.frames is not None:
             length = min(length, max(self._latent_length(self.pieces.frames), 4 * halo))
+        if frames <= halo + length:  # the last run would warm up with all that precedes it
+            return [(0, 0, frames)]
         return [(max(0, n - halo), n, min(n + length, frames)) for n in range(0, frames, length)]
 
     @torch.no_grad()

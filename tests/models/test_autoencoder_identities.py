@@ -6,6 +6,7 @@ docs/autoencoders.md.
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -196,6 +197,22 @@ def test_a_run_needs_just_as_many_frames_before_it_as_the_layers_look_back(name:
     # One frame less is missed, so it is no more than needed, but where two ways beside each other count both.
     less = vae._encode_run(video, (first - reach + 1, first, first + 2))
     assert "residual" in name or apart(less, encoded[:, :, first:]) > EXACT
+
+
+@torch.no_grad()
+def test_runs_cover_the_video_and_none_is_cut_where_nothing_is_saved(monkeypatch) -> None:
+    monkeypatch.setattr(
+        "opensora.layers.autoencoder.parallel_state", lambda: SimpleNamespace(sequence_size=3)
+    )
+    vae = made(STREAMS[0])
+    halo = vae._halo(decodes=True)
+    for frames in range(1, 9 * halo):
+        runs = vae._runs(frames, decodes=True)
+        assert [n for _, first, stop in runs for n in range(first, stop)] == list(range(frames))
+        assert all(first - start == min(first, halo) for start, first, _ in runs)
+        longest = max(stop - start for start, _, stop in runs)
+        assert len(runs) == (1 if frames <= halo + -(-frames // 3) else 3)
+        assert longest < frames or len(runs) == 1
 
 
 # Memory

@@ -3,7 +3,7 @@
     torchrun --nproc_per_node 2 scripts/train_vae.py configs/lab/train/clips_vae.py \\
         --data-path outputs/demo/clips.csv
 
-`make demo` runs it. One core: 0.6 seconds per step.
+`make demo` runs it. One core: 0.8 seconds per step.
 """
 
 from mmengine.config import read_base

@@ -1,7 +1,7 @@
-"""Videos from the models of the demo: 17 frames, 32 x 32.
+"""Videos from the tiny models of train/demo_vae.py and train/demo.py: 17 frames, 32 x 32.
 
-    python scripts/inference.py configs/opensora-v1-3/inference/demo.py --ckpt-path outputs/demo/stdit3 \\
-        --vae.from_pretrained outputs/demo/vae --prompt "a young man with a red bow tie talks in a car"
+    python scripts/inference.py configs/opensora-v1-3/inference/demo.py --ckpt-path outputs/tiny/stdit3 \\
+        --vae.from_pretrained outputs/tiny/vae --prompt "a young man with a red bow tie talks in a car"
 
 Two cores: about a second per video.
 """
@@ -21,7 +21,7 @@ num_frames = 17
 fps = 25
 dtype = "fp32"
 guidance.update(scales=dict(text=dict(scale=2.0, oscillate_from=None, ramp_from=None)))
-save_dir = "outputs/demo/samples"
+save_dir = "outputs/tiny/samples"
 trained.update(
     num_frames=[17],
     given_frames=False,

@@ -1,9 +1,9 @@
-"""A tiny STDiT3 on the real clips of the demo: 17 frames, 32 x 32, minutes on two CPU cores.
+"""A tiny STDiT3 in the layout of 1.3 from nothing: 17 frames, 32 x 32, minutes on two CPU cores.
 
     torchrun --nproc_per_node 2 scripts/train.py configs/opensora-v1-3/train/demo.py \\
-        --data-path outputs/demo/clips.csv --vae.from_pretrained outputs/demo/vae
+        --data-path outputs/demo/clips.csv --vae.from_pretrained outputs/tiny/vae
 
-`make demo` runs it after demo_vae.py, on cached features: about 3 minutes on two cores, 4 as written here.
+After demo_vae.py, on clips such as those that `make demo` cuts: about 4 minutes on two cores.
 """
 
 from mmengine.config import read_base
@@ -55,5 +55,5 @@ log_every = 10
 ckpt_every = 200
 ckpt_keep = 2
 validate_every = 200
-outputs = "outputs/demo"
+outputs = "outputs/tiny"
 run_name = "stdit3"
