@@ -34,7 +34,7 @@ from opensora.utils.memory import fresh_process, peak_memory
 
 ROOT = Path(__file__).resolve().parent.parent
 LENGTHS = (1, 17, 33, 65)
-GENERATED = {"train": range(9), "held_out": range(1000, 1003)}  # rows of the generated world
+GENERATED = {"train": range(21), "held_out": range(1000, 1003)}  # rows of the generated world
 METRICS = ("psnr", "ssim", "lpips", "flolpips")
 Result = dict[str, dict[str, Any]]
 

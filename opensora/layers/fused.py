@@ -5,6 +5,7 @@ block the plain operations run instead, because the compiler fuses them itself.
 """
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any
 
@@ -18,6 +19,7 @@ _GELU = 2 * math.sqrt(2 / math.pi)
 _CUBIC = 0.044715
 _ROWS = 1024  # tokens of an MLP handled at once
 _CHUNK = 1 << 18  # numbers handled at once, so that the steps of a formula find them in the cache
+_DEVICE_CHUNK = 1 << 26  # the same on a GPU, where many small kernels cost more: 256 MiB in float32
 
 
 def reorder(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
@@ -45,7 +47,8 @@ def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     if torch.compiler.is_compiling() or x.dtype != scale.dtype:
         return torch.addcmul(shift, F.layer_norm(x, (width,), eps=NORM_EPS), scale)
     if scale.numel() == width:  # one modulation for all tokens is the weight and bias of the norm
-        return F.layer_norm(x, (width,), scale.flatten(), shift.flatten(), NORM_EPS)
+        with _own_precision(x):
+            return F.layer_norm(x, (width,), scale.flatten(), shift.flatten(), NORM_EPS)
     return _ModulatedNorm.apply(x, shift, scale)
 
 
@@ -65,7 +68,8 @@ def norm_and_turn(qkv: Tensor, weight: Tensor | None, phases: Tensor | None) -> 
     """
     if torch.is_grad_enabled():
         return _NormAndTurn.apply(qkv, weight, phases)
-    rows = max(1, _CHUNK // max(1, qkv.shape[0] * qkv.shape[3] * qkv.shape[4]))
+    chunk = _CHUNK if qkv.device.type == "cpu" else _DEVICE_CHUNK
+    rows = max(1, chunk // max(1, qkv.shape[0] * qkv.shape[3] * qkv.shape[4]))
     for start in range(0, qkv.shape[1], rows):
         part = qkv[:, start : start + rows, :2]
         part.copy_(_norm_and_turn(part, weight, None if phases is None else phases[start : start + rows])[0])
@@ -113,7 +117,8 @@ def _gather(x: Tensor, order: Tensor) -> Tensor:
 class _ModulatedNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-        h, mean, rstd = torch.native_layer_norm(x, [x.shape[-1]], None, None, NORM_EPS)
+        with _own_precision(x):
+            h, mean, rstd = torch.native_layer_norm(x, [x.shape[-1]], None, None, NORM_EPS)
         ctx.save_for_backward(x, mean, rstd, scale)
         return torch.addcmul(shift, h, scale, out=h)
 
@@ -128,6 +133,12 @@ class _ModulatedNorm(torch.autograd.Function):
             grad * scale, x, [x.shape[-1]], mean, rstd, None, None, [True, False, False]
         )[0]
         return to_x, grad.sum_to_size(scale.shape), to_scale
+
+
+def _own_precision(x: Tensor) -> AbstractContextManager[Any]:
+    """Keep autocast from widening norms to float32, as it does on GPUs: kernels compute in float32 anyway."""
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
 
 class _NormAndTurn(torch.autograd.Function):

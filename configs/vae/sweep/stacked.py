@@ -20,7 +20,8 @@ vae["spatial"].update(
     block_out_channels=(16, 16, 16, 16),
     layers_per_block=1,
     latent_channels=8,
-    norm_num_groups=16,
+    norm_num_groups=4,  # groups of one channel would take the brightness away
+    micro_batch_size=None,
     scaling_factor=1.0,
     initial_logvar=-5.0,  # else noise hides the latents from a small decoder for many steps
 )
@@ -31,7 +32,7 @@ vae["temporal"].update(
     channels=16,
     num_res_blocks=1,
     channel_multipliers=(1, 1, 1, 1),
-    num_groups=16,
+    num_groups=4,
     initial_logvar=-5.0,
 )
 
