@@ -1,7 +1,8 @@
 """STDiT3-XL/2 on a GPU, with random weights: training steps, attention kernels, a video of 720p, 4 seconds.
 
-Training is the Trainer's step on features: forward and backward pass, clipping, AdamW, no encoders. MFU counts
-the products of one forward pass three times, whatever is computed again, over the dense bf16 peak of an H100.
+Training is the Trainer's step on features: forward and backward pass, clipping, AdamW, no encoders. MFU
+counts the products of one forward pass three times, whatever is computed again, over the dense bf16 peak of
+an H100.
 """
 
 import statistics

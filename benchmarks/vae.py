@@ -23,7 +23,7 @@ from opensora.utils.memory import fresh_process, peak_memory
 
 THREADS = 2
 SIDE = 128
-REPEATS = {33: 3, 65: 1}  # frames of the clip, and rounds of the timing
+REPEATS = {33: 5, 65: 3}  # frames of the clip, and rounds of the timing
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 MODES: dict[str, dict[str, Any]] = {
     "whole": dict(
@@ -62,7 +62,7 @@ def _case(name: str, frames: int, side: str) -> Iterator[Measure]:
         calls[f"bare/{dtype}"] = bare(frames, side, dtype).replay
         for mode in (*MODES, "shipped"):
             calls[f"{mode}/{dtype}"], latent_frames[mode] = network(frames, side, dtype, mode)
-    times = interleaved(calls, REPEATS[frames], int(REPEATS[frames] > 1))
+    times = interleaved(calls, REPEATS[frames])
     reference = REFERENCE_S.get((frames, side))
     for label, seconds in times.items():
         known = {"reference_s": reference} if label.startswith("whole") and reference else {}

@@ -36,6 +36,7 @@ from opensora.utils.config import make_run_folder
 from opensora.utils.config_defaults import base_configs
 from opensora.utils.files import if_disk_allows
 from opensora.utils.logging import get_logger
+from opensora.utils.memory import keep_freed_memory
 from opensora.utils.random import seed_everything
 
 STARTS = "starts.jsonl"
@@ -62,6 +63,8 @@ def train(cfg: Any, make_task: Callable[[Mapping[str, Any]], Any], dry_run: bool
     """
     settings = _check(cfg)
     init_distributed(None if cfg["device"] == "auto" else cfg["device"], sp_size=cfg["sp_size"])
+    if parallel_state().device.type == "cpu":
+        keep_freed_memory()
     try:
         start = find_start(cfg)
         data = TrainingData(cfg, start.state.data["batches_per_step"] if start.state is not None else None)

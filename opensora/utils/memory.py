@@ -1,7 +1,8 @@
-"""Peak memory of a call, and processes that no earlier call has touched."""
+"""Peak memory of a call, processes that no earlier call has touched, and what the allocator keeps."""
 
 import ctypes
 import gc
+import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -10,6 +11,7 @@ from typing import Any
 
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of mallopt, in glibc
 
 
 def peak_memory(call: Callable[[], Any]) -> float:
@@ -32,6 +34,18 @@ def fresh_process(call: Callable[..., Any], *args: Any) -> Any:
     """Return what a function of a module returns in a process of its own: no earlier call has touched it."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(call, *args).result()
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep what it frees for what it allocates next, as training does at each step.
+
+    glibc gives large pieces back to the system, which fills each with zeros, page by page, when it is needed
+    again: a sixth of a step on a CPU (docs/performance.md). Other C libraries are left as they are.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(_MMAP_MAX, 0)
+        mallopt(_TRIM_THRESHOLD, -1)  # never
 
 
 def _status(key: str) -> int:
