@@ -68,12 +68,21 @@ def norm_and_turn(qkv: Tensor, weight: Tensor | None, phases: Tensor | None) -> 
     """
     if torch.is_grad_enabled():
         return _NormAndTurn.apply(qkv, weight, phases)
-    chunk = _CHUNK if qkv.device.type == "cpu" else _DEVICE_CHUNK
-    rows = max(1, chunk // max(1, qkv.shape[0] * qkv.shape[3] * qkv.shape[4]))
-    for start in range(0, qkv.shape[1], rows):
+    rows = _rows(qkv)
+    for start in _starts(qkv):
         part = qkv[:, start : start + rows, :2]
         part.copy_(_norm_and_turn(part, weight, None if phases is None else phases[start : start + rows])[0])
     return qkv.unbind(2)
+
+
+def _rows(qkv: Tensor) -> int:
+    """Return how many tokens are handled at once."""
+    chunk = _CHUNK if qkv.device.type == "cpu" else _DEVICE_CHUNK
+    return max(1, chunk // max(1, qkv.shape[0] * qkv.shape[3] * qkv.shape[4]))
+
+
+def _starts(qkv: Tensor) -> range:
+    return range(0, qkv.shape[1], _rows(qkv))
 
 
 def mlp(x: Tensor, fc1: nn.Linear, fc2: nn.Linear) -> Tensor:
@@ -152,20 +161,24 @@ class _NormAndTurn(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         qkv, weight, phases, inverse = ctx.saved_tensors
-        out, to_weight = torch.empty_like(qkv), None if weight is None else torch.empty_like(weight)
+        out, to_weight = torch.empty_like(qkv), None if weight is None else torch.zeros_like(weight).float()
         out[:, :, 2] = grads[2]
-        for i in range(2):
-            g = grads[i].float()
-            if phases is not None:
-                g = _turn(g.contiguous(), phases[:, None].conj(), own=False)
-            if weight is not None:
-                scale = inverse[:, :, i]
-                normed = qkv[:, :, i] * scale
-                product = g * normed
-                to_weight[i] = product.sum((0, 1, 2))
-                mean = product.mul_(weight[i].float()).mean(-1, keepdim=True)
-                g = (g * weight[i]).addcmul_(normed, mean, value=-1).mul_(scale)
-            out[:, :, i] = g
+        for start in _starts(qkv):
+            part = slice(start, start + _rows(qkv))
+            turned = None if phases is None else phases[part, None].conj()
+            for i in range(2):
+                g = grads[i][:, part].float()
+                if turned is not None:
+                    g = _turn(g.contiguous(), turned, own=False)
+                if weight is not None:
+                    scale = inverse[:, part, i]
+                    normed = qkv[:, part, i] * scale
+                    product = g * normed
+                    to_weight[i] += product.sum((0, 1, 2))
+                    mean = product.mul_(weight[i].float()).mean(-1, keepdim=True)
+                    g = (g * weight[i]).addcmul_(normed, mean, value=-1).mul_(scale)
+                out[:, part, i] = g
+        to_weight = None if to_weight is None else to_weight.to(weight.dtype)
         return out, to_weight, None
 
 
