@@ -2,7 +2,8 @@
 
 seed = 42  # names every random number of the run; the number of processes does not change them
 dtype = "bf16"  # of computation: "bf16", "fp16" or "fp32"; weights and optimizer stay in fp32
-attention_backend = "auto"  # "auto", "math", "sdpa" or "flash"; auto takes the fastest (docs/performance.md)
+deterministic = False  # on GPUs: only kernels that give the same bits every time, which are slower
+attention_backend = "auto"  # "auto", "math", "sdpa", "cudnn" or "flash"; see docs/performance.md
 compile = False  # compile each block of the model with torch.compile, before the first step, for all buckets
 
 # Processes

@@ -11,7 +11,8 @@ _FREE = {
     *("accept_changes", "load", "outputs", "run_name", "skip_steps", "start_from_scratch"),
     *("ckpt_every", "ckpt_keep", "ckpt_keep_every", "log_every", "record_time", "tensorboard", "wandb"),
     *("guidance", "patience", "validate_every", "validation"),
-    *("activation_checkpoint", "attention_backend", "compile", "device", "plugin", "sp_size"),
+    *("activation_checkpoint", "attention_backend", "compile", "deterministic", "device", "plugin"),
+    "sp_size",
     *("hang_timeout_s", "offload", "overlap_communication", "sequence_parallel"),
     *("accumulation_steps", "batches_per_step", "reduce_bucket_size_in_m"),  # the step's batches are checked
     *("num_workers", "prefetch_factor"),

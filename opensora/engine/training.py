@@ -37,7 +37,7 @@ from opensora.utils.config_defaults import base_configs
 from opensora.utils.files import if_disk_allows
 from opensora.utils.logging import get_logger
 from opensora.utils.memory import keep_freed_memory
-from opensora.utils.random import seed_everything
+from opensora.utils.random import seed_everything, use_deterministic_kernels
 
 STARTS = "starts.jsonl"
 
@@ -78,6 +78,8 @@ def train(cfg: Any, make_task: Callable[[Mapping[str, Any]], Any], dry_run: bool
         check_packages(cfg["tensorboard"], cfg["wandb"])
         build_run_engine(cfg, {}, {})  # finds what it lacks before a network is built
         seed_everything(cfg["seed"])
+        if cfg["deterministic"]:
+            use_deterministic_kernels()
         folder = Path(broadcast_text(str(make_run_folder(cfg)) if parallel_state().is_main else None))
         try:
             with Watchdog(folder, cfg["hang_timeout_s"]):

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from opensora.layers.fused import norm_and_turn, reorder
 from opensora.layers.host_attention import host_attention, is_faster
@@ -14,7 +15,11 @@ from opensora.layers.sequence import LocalPlan
 from opensora.layers.transformer import RMSNorm
 from opensora.layers.windows import WindowPlan
 
-BACKENDS = ("auto", "math", "sdpa", "flash")
+BACKENDS = ("auto", "math", "sdpa", "cudnn", "flash")
+_CUDNN_FIRST = [
+    *(SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION),
+    *(SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH),
+]
 
 
 def attention(
@@ -28,10 +33,12 @@ def attention(
         v: Shape [B, heads, M, d].
         mask: Keys that may be seen, True = seen. Broadcasts to [B, heads, N, M].
         causal: Whether query i sees keys 0..i only.
-        backend: "math" is the explicit product in float32 softmax, "sdpa" torch's kernels, "flash" the
-            flash-attn package. "auto" takes flash where it applies (installed, CUDA, half precision, no mask,
-            above 128 tokens, heads of at most 256 channels), on CPUs the explicit product where that is
-            faster (see `host_attention`; it rounds scores to bfloat16, sdpa does not), else sdpa.
+        backend: "math" is the explicit product in float32 softmax, "sdpa" torch's kernels, "cudnn" the same
+            with cuDNN's first where it takes these tensors (GPUs of 2022 and later, half precision), "flash"
+            the flash-attn package. "auto" takes flash where it applies (installed, CUDA, half
+            precision, no mask, above 128 tokens, heads of at most 256 channels), on CPUs the explicit product
+            where that is faster (see `host_attention`; it rounds scores to bfloat16, sdpa does not), else
+            sdpa.
 
     Returns:
         Shape [B, heads, N, d].
@@ -60,6 +67,9 @@ def attention(
         return _explicit_attention(q, k, v, mask, causal)
     if backend == "auto" and is_faster(q, k, mask, causal):
         return host_attention(q, k, v)
+    if backend == "cudnn":
+        with sdpa_kernel(_CUDNN_FIRST, set_priority=True):
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
 
 

@@ -123,7 +123,7 @@ def test_compiled_blocks_are_near(windowed: bool) -> None:
         assert relative(model.get_parameter(name).grad, gradient) < 1e-2, name
 
 
-@pytest.mark.parametrize("backend", ["math", "sdpa", "auto"])
+@pytest.mark.parametrize("backend", ["math", "sdpa", "cudnn", "auto"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_attention_is_the_formula(backend: str, dtype: torch.dtype) -> None:
     q, k, v = (torch.randn(3, 4, 200, 72, dtype=torch.float64) for _ in range(3))

@@ -15,6 +15,7 @@ def test_backends_agree(causal, dtype):
     q, k, v = (torch.randn(2, 3, 17, 8, dtype=dtype) for _ in range(3))
     tolerance = {"atol": 1e-6, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 2e-2, "rtol": 2e-2}
     math, sdpa = (attention(q, k, v, causal=causal, backend=b) for b in ("math", "sdpa"))
+    assert torch.equal(attention(q, k, v, causal=causal, backend="cudnn"), sdpa)  # there is none on a CPU
     torch.testing.assert_close(math, sdpa, **tolerance)
 
 
@@ -22,7 +23,7 @@ def test_masked_keys_have_no_influence():
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, 3, 9, 8) for _ in range(3))
     mask = torch.arange(9)[None, None, None] < torch.tensor([4, 9])[:, None, None, None]
-    for backend in ("math", "sdpa"):
+    for backend in ("math", "sdpa", "cudnn"):
         out = attention(q, k, v, mask, backend=backend)
         short = attention(q[:1], k[:1, :, :4], v[:1, :, :4], backend=backend)
         torch.testing.assert_close(out[:1], short, atol=1e-6, rtol=1e-5)
@@ -30,7 +31,7 @@ def test_masked_keys_have_no_influence():
 
 def test_unknown_backend_and_absent_flash():
     q = torch.zeros(1, 1, 2, 4)
-    with pytest.raises(ValueError, match="attention_backend='fast': use one of auto, math, sdpa, flash"):
+    with pytest.raises(ValueError, match="attention_backend='fast': use one of auto, math, sdpa, cudnn"):
         attention(q, q, q, backend="fast")
     with pytest.raises(ValueError, match="attention_backend='flash' needs CUDA, half precision, no mask"):
         attention(q, q, q, backend="flash")

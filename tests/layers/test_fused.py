@@ -61,6 +61,7 @@ def test_norm_and_turn(norm, turn, monkeypatch):
         with torch.no_grad():
             found = ours(qkv.clone(), weight)
         assert torch.equal(found, ours(qkv, weight))
+        agree(ours, plain, qkv, weight, atol=1e-5, rtol=1e-5)  # gradients as well
 
 
 def test_mlp_with_and_without_gradients():

@@ -1,9 +1,11 @@
 """Draws: a number depends on its name only, and has the distribution that it should."""
 
+import os
+
 import pytest
 import torch
 
-from opensora.utils.random import Draws, ReplayDraws
+from opensora.utils.random import Draws, ReplayDraws, use_deterministic_kernels
 
 NORMAL = [0.9901059, 1.5040896, 1.0240198]
 UNIFORM = [0.0824917, 0.07344896]
@@ -56,3 +58,16 @@ def test_refused_arguments():
         replay.normal("noise", 1, (2,))
     with pytest.raises(ValueError, match=r"recorded as \(2,\), asked \(3,\)"):
         replay.uniform("noise", 0, (3,))
+
+
+def test_deterministic_kernels_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    try:
+        use_deterministic_kernels()
+        assert torch.are_deterministic_algorithms_enabled()
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.utils.deterministic.fill_uninitialized_memory = before[1]
