@@ -8,10 +8,12 @@ import argparse
 import importlib
 import os
 import pkgutil
+import subprocess
 import sys
 
 import benchmarks
 from benchmarks.measure import ONLY
+from opensora.utils.user_errors import one_line_errors
 
 _NOT_A_BENCHMARK = ("__main__", "bare", "breakdown", "measure", "pieces")
 
@@ -29,9 +31,12 @@ def main() -> int:
     args = parser.parse_args()
     if args.only:
         os.environ[ONLY] = args.only
+    if len(args.names) > 1:  # each in a process of its own: some change settings that others measure
+        command = [sys.executable, "-m", "benchmarks"]
+        return max([subprocess.run([*command, name]).returncode for name in args.names])
     missed = []
-    for name in args.names:
-        for measure in importlib.import_module(f"benchmarks.{name}").run():
+    with one_line_errors():
+        for measure in importlib.import_module(f"benchmarks.{args.names[0]}").run():
             print(measure.line(), flush=True)
             if measure.ok is False:
                 missed.append(measure.name)
