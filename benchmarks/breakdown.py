@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 from torch.profiler import profile
 
 from benchmarks.stdit3 import FIRST, MODES, network
@@ -62,6 +61,8 @@ def main() -> None:
         for dtype in ("fp32", "bf16")
         for windowed in (False, True)
     }
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(9, 4.2), layout="constrained")
     _bars(figure.add_subplot(), bars, (*KINDS, "other"))
     figure.legend(loc="outside upper center", ncols=4)
@@ -80,6 +81,8 @@ def draw_gpu(lines: Path, picture: Path) -> None:
             steps.setdefault(" ".join(rest[:3]).replace(" ", "\n", 1), {})[rest[-1]] = value
         elif what == "attention" and rest[-1] == "forward_rate":
             rates.setdefault(rest[1], {})[rest[0].replace(" ", "\n", 1)] = value
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(9, 1.6 + 0.7 * len(steps) + 2.4), layout="constrained")
     above, below = figure.subplots(2, 1, height_ratios=[0.7 * len(steps) + 0.4, 2.2])
     kinds = list(next(iter(steps.values()))) if steps else []

@@ -23,10 +23,12 @@ def test_the_ignored_start_of_a_sum_is_neither_copied_nor_given_a_gradient():
 @pytest.mark.parametrize("mode", stdit3.MODES)
 def test_precisions_take_turns(dtype, calls, mode, monkeypatch):
     monkeypatch.setattr(stdit3, "OVER_BARE", {(16, 1, 4, 4): 1.15})
+    monkeypatch.setattr(stdit3, "REPEATS", {(16, 1, 4, 4): 2})
     monkeypatch.setattr(stdit3, "fresh_process", lambda *_: 1.0)
     turns = []
 
-    def timed(given):
+    def timed(given, repeats):
+        assert repeats == 2
         turns.extend(given)
         for call in given.values():
             call()

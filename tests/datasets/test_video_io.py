@@ -2,6 +2,8 @@
 
 import os
 import struct
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import av
@@ -200,6 +202,24 @@ def test_formats_carry_notes_and_repeat_their_bytes(tmp_path, suffix):
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs Linux")
+@pytest.mark.parametrize("suffix", [".mp4", ".webm"])
+def test_bytes_do_not_depend_on_when_frames_arrive(tmp_path, suffix):
+    torch.manual_seed(0)
+    small = torch.rand(9, 3, 4, 6) * 2 - 1
+    video = torch.nn.functional.interpolate(small, size=(32, 48), mode="bicubic").clamp(-1, 1).transpose(0, 1)
+
+    def arriving(delays: list[float]) -> Iterator[torch.Tensor]:
+        for i, delay in enumerate(delays):
+            time.sleep(delay)
+            yield video[:, i : i + 1]
+
+    found = set()
+    for turn in range(12):
+        delays = [0.012 * ((3 * i + turn) % 4 == 0) for i in range(9)]
+        found.add(write_video(arriving(delays), tmp_path / f"{turn}{suffix}", 8).read_bytes())
+    assert len(found) == 1
+
+
 def test_bytes_do_not_depend_on_the_number_of_cores(tmp_path):
     video = torch.linspace(-1, 1, 3 * 9 * 64 * 96).reshape(3, 9, 64, 96)
     cores = os.sched_getaffinity(0)

@@ -185,7 +185,7 @@ def test_a_config_for_inference_is_refused(scripts, capsys):
     config = ROOT / "configs/opensora-v1-3/inference/demo.py"
     with pytest.raises(SystemExit):
         scripts.here(str(ROOT / "scripts/train.py"), str(config))
-    assert "epochs" in (error := capsys.readouterr().err) and "no config for training" in error
+    assert "plugin" in (error := capsys.readouterr().err) and "no config for training" in error
 
 
 def test_a_misspelled_key_of_a_component(scripts, denoiser, tmp_path, capsys):
