@@ -37,8 +37,10 @@ def test_the_loop_and_its_calls_do_the_same_work(monkeypatch):
 
 @pytest.mark.slow
 def test_the_memory_of_a_decode_does_not_grow_with_length():
-    short, long = (fresh_process(sampling.peak, frames, True) for frames in (65, 257))
-    assert long < 1.1 * short
+    # Equal runs differ by 4 MiB of about 32, by how full the encoder's queue gets.
+    short = max(fresh_process(sampling.peak, 65, True) for _ in range(2))
+    long = min(fresh_process(sampling.peak, 257, True) for _ in range(2))
+    assert long < 1.1 * short + 2
 
 
 @pytest.mark.slow
