@@ -34,12 +34,12 @@ class Resident(Dataset):
 
 
 def growth(table: str, reads: int) -> list[float]:
-    """Return the bytes per read by which each of two workers grows, from the second third to the last."""
+    """Return the bytes per read by which each of two workers grows, from the third quarter to the last."""
     found = torch.stack(list(DataLoader(Resident(table, reads), batch_size=None, **worker_settings(2))))
     slopes = []
     for worker in (0, 1):
         sizes = found[found[:, 0] == worker, 1].double()
-        _, middle, last = sizes.tensor_split(3)
+        _, _, middle, last = sizes.tensor_split(4)
         slopes.append(float(last.quantile(0.1) - middle.quantile(0.1)) / len(last))  # what stays
     return slopes
 
@@ -54,7 +54,7 @@ def table(write_clip, write_table, tmp_path):
     return write_table("path,text,num_frames,height,width", *lines)
 
 
-@pytest.mark.slow  # fewer reads are not enough: the allocator settles slowly
+@pytest.mark.slow  # the allocator settles within 4,000 reads, then nothing changes
 def test_workers_do_not_grow(table):
     """In 100 clips by less than 1 MB."""
-    assert max(growth(table, 3000)) * 100 < 1e6
+    assert max(growth(table, 6000)) * 100 < 1e6

@@ -56,7 +56,10 @@ def kill_and_compare(denoiser, tmp_path_factory):
         results = json.loads(done.stdout.splitlines()[-1])
         assert len(results) == len(kills)
         for kill, result in zip(kills, results, strict=True):
-            assert result["killed"] and result["went_on"] and not result["differs"], (kill, result)
+            too_late = kill["point"] is None and STEPS in result["left"]  # a fast machine had ended
+            assert result["killed"] or too_late, (kill, result)
+            assert result["went_on"] and not result["differs"], (kill, result)
+        assert 2 * sum(result["killed"] for result in results) > len(results)
 
     return do
 
