@@ -91,7 +91,8 @@ class FrameCondition(nn.Module):
 
         Args:
             batch: `reference` [B, Z, T, H, W] and `reference_mask` [B, T] (1 = given) when they are given;
-                `reference_latents` when the reference differs from the clip.
+                `reference_latents` when the reference differs from the clip; `given_latents` [B], first
+                frames that are given in any case.
             z: Latents of the clip; training takes the reference from them.
             draws: Random numbers of the samples.
 
@@ -105,6 +106,9 @@ class FrameCondition(nn.Module):
             spans = draws.uniform("reference_span", 0, (len(names), 2))
             rows = [_given(name, z.shape[2], *span) for name, span in zip(names, spans.tolist(), strict=True)]
             mask = torch.stack(rows).to(z.device)
+            if "given_latents" in batch:  # of a clip that has begun before
+                place = torch.arange(z.shape[2], device=z.device)
+                mask[place < batch["given_latents"].to(z.device)[:, None]] = 1.0
             reference = batch["reference_latents"] if "reference_latents" in batch else z
         else:
             return {}

@@ -58,6 +58,7 @@ SHAPES = {"circle": 1.0, "square": 1.2, "triangle": 1.3, "star": 1.3, "ring": 1.
 _ROUND = ("circle", "ring")  # turning them changes nothing
 _MARGIN = 0.01  # between a shape and the edge of the frame
 _OFF_CENTRE = 1 / 16  # of a centred path
+_LAP = 1.0  # seconds in which an endless path passes the centre
 _TRIES = 16  # places of a second object, of which the freest is taken; without a free one there is none
 
 
@@ -75,7 +76,9 @@ class World:
         speeds: From a word of the caption, or none, to sides per second. A clip that is too long for a speed
             takes the highest that keeps the object inside.
         objects: How many there may be, of 1 and 2.
-        path: "centred" paths pass the centre in the middle of the clip, "free" ones lie anywhere.
+        path: "centred" paths pass the centre in the middle of the clip, "free" ones lie anywhere. "endless" ones
+            begin as a centred one of a second does and go on: what leaves the frame comes back on the other
+            side. They are for single objects in the eight directions, and a camera that is still.
         radius: Smallest and largest radius in sides.
         held_out: Keep 5 of 24 triples of shape, colour and motion for the split "unseen".
 
@@ -104,8 +107,14 @@ class World:
             given = getattr(self, name)
             if isinstance(given, str) or not given or not set(given) <= set(names):
                 raise ValueError(f"dataset.{name}={given!r}: a list of some of {', '.join(map(str, names))}.")
-        if self.path not in ("centred", "free"):
-            raise ValueError(f"dataset.path={self.path!r}: use 'centred' or 'free'.")
+        if self.path not in ("centred", "free", "endless"):
+            raise ValueError(f"dataset.path={self.path!r}: use 'centred', 'free' or 'endless'.")
+        straight = set(self.motions) <= set(DIRECTIONS) and tuple(self.objects) == (1,)
+        if self.path == "endless" and not (straight and tuple(self.cameras) == ("static",)):
+            raise ValueError(
+                f"dataset.path='endless': motions={list(self.motions)}, objects={list(self.objects)}, "
+                f"cameras={list(self.cameras)}; give the eight directions, one object, and 'static'."
+            )
         if not self.speeds or min(self.speeds.values()) <= 0:
             raise ValueError(f"dataset.speeds={self.speeds!r}: words and sides per second, above 0.")
         if not 0.02 <= self.radius[0] <= self.radius[1] <= 0.3:
@@ -204,6 +213,7 @@ class Scene:
         num_frames: Frames of the whole clip.
         fps: Frames per second.
         phase: Where the pattern starts, two numbers in [0, 1).
+        endless: Whether what leaves the frame comes back on the other side.
     """
 
     things: tuple[Thing, ...]
@@ -213,11 +223,12 @@ class Scene:
     num_frames: int
     fps: float
     phase: tuple[float, float] = (0.0, 0.0)
+    endless: bool = False
 
     @property
     def duration(self) -> float:
-        """Seconds from the first frame to the last."""
-        return (self.num_frames - 1) / self.fps
+        """Seconds from the first frame to the last; of endless clips those in which a path passes the centre."""
+        return _LAP if self.endless else (self.num_frames - 1) / self.fps
 
     def draw(self, num_frames: int, height: int, width: int) -> np.ndarray:
         """Draw the first frames of the clip, with smooth edges.
@@ -239,6 +250,8 @@ class Scene:
         for thing in self.things:
             place = [v.astype(np.float32)[:, None, None] for v in thing.at(seconds, self.duration)]
             dx, dy = x - place[0] - thing.aside * room[0], y - place[1] - thing.aside * room[1]
+            if self.endless:
+                dx, dy = _nearest(dx, width / unit), _nearest(dy, height / unit)
             part = cover(thing.shape, dx / place[2], dy / place[2], place[3], place[2] * zoom * unit)
             frames = frames + part[..., None] * (_color(COLORS[thing.color]) - frames)
         return np.broadcast_to(frames, (num_frames, height, width, 3))
@@ -302,7 +315,7 @@ def draw_scene(
     if pattern in ("plain", "gradient", "striped"):
         camera = "static"
     phase = (next(u), next(u))
-    duration = (num_frames - 1) / fps
+    duration = _LAP if world.path == "endless" else (num_frames - 1) / fps
     things: list[Thing] = []
     while len(things) < count:
         taken = {name for thing in things for name in (thing.shape, thing.color)}
@@ -328,7 +341,9 @@ def draw_scene(
             f"no object of this world fits a {background} background with the camera {camera!r}: give more "
             "colors, motions or backgrounds."
         )
-    return Scene(tuple(things), background, pattern, camera, num_frames, fps, phase)
+    return Scene(
+        tuple(things), background, pattern, camera, num_frames, fps, phase, world.path == "endless"
+    )
 
 
 def one_object(
@@ -351,8 +366,10 @@ def one_object(
     """
     speed, size, *place = numbers[:6]
     words = list(world.speeds)
-    thing = _place(world, kind, words[int(speed * len(words))], size, (num_frames - 1) / fps, tuple(place))
-    return Scene((thing,), background, "plain", "static", num_frames, fps)
+    endless = world.path == "endless"
+    duration = _LAP if endless else (num_frames - 1) / fps
+    thing = _place(world, kind, words[int(speed * len(words))], size, duration, tuple(place))
+    return Scene((thing,), background, "plain", "static", num_frames, fps, endless=endless)
 
 
 def _fits(shape: str, motion: str, camera: str, count: int) -> bool:
@@ -389,7 +406,7 @@ def _place(
     spare = [max(0.0, room - abs(part) * velocity * duration / 2) for part in along]
     if motion == "orbit":
         spare = [max(0.0, room - 0.22)] * 2
-    if world.path == "centred":
+    if world.path != "free":
         spare = [min(part, _OFF_CENTRE) for part in spare]
     middle = [(2 * number - 1) * part for number, part in zip(u, spare, strict=False)]
     if motion.startswith("bounce"):
@@ -402,7 +419,7 @@ def _place(
         radius=radius,
         middle=(middle[0], middle[1]),
         velocity=(velocity * along[0], velocity * along[1]),
-        aside=0.0 if world.path == "centred" else 2 * u[2] - 1,
+        aside=0.0 if world.path != "free" else 2 * u[2] - 1,
         phase=2 * math.pi * (u[3] - 0.5),
     )
 
@@ -443,6 +460,11 @@ def _distance(shape: str, x: np.ndarray, y: np.ndarray, angle: np.ndarray) -> np
 
 def _pick(values: Sequence[Any], u: Iterator[float]) -> Any:
     return values[int(next(u) * len(values))]
+
+
+def _nearest(away: np.ndarray, side: float) -> np.ndarray:
+    """Return distances to the nearest of the copies that lie a side apart."""
+    return away - side * np.round(away / side)
 
 
 def _steep(wave: np.ndarray) -> np.ndarray:

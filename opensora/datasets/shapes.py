@@ -62,7 +62,7 @@ class ShapesDataset(Dataset):
         cameras: As shapes.
         speeds: As shapes: words of captions, "" for none, to sides per second.
         objects: As shapes: how many objects there may be.
-        path: As shapes: "centred" or "free".
+        path: As shapes: "centred", "free" or "endless".
         radius: As shapes: smallest and largest, as part of the shorter side.
         held_out: As shapes: whether the split "unseen" is kept out of "train".
         world_seed: Names the clips; that of the run does not change them.

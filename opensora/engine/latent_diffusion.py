@@ -19,6 +19,7 @@ from opensora.acceleration.parallel import parallel_state
 from opensora.datasets.video_io import through_sheet, write_image, write_video
 from opensora.engine.build import Components, build_components
 from opensora.engine.features import encode_moments, latents_of
+from opensora.engine.latent_window import LatentWindow
 from opensora.engine.noise_augmentation import NoiseAugmentation
 from opensora.engine.offload import Offload
 from opensora.schedulers.guidance import Guidance
@@ -37,6 +38,10 @@ class LatentDiffusion:
         sample_posterior: Whether latents are samples of the autoencoder's posterior, or its mean.
         seed: Names the random numbers of training, with epoch and sample.
         noise_augmentation: Degrades the clips that the model is trained to restore, see `NoiseAugmentation`.
+        latent_window: Trains on parts of longer clips, see `LatentWindow`.
+
+    Raises:
+        ValueError: A setting is wrong, or two of them exclude each other.
     """
 
     def __init__(
@@ -47,6 +52,7 @@ class LatentDiffusion:
         sample_posterior: bool = False,
         seed: int = 0,
         noise_augmentation: Mapping[str, Any] | None = None,
+        latent_window: Mapping[str, Any] | None = None,
     ) -> None:
         self.model = components.model
         self.forward_model = self.model  # what losses call; an engine puts its wrapper here
@@ -61,6 +67,14 @@ class LatentDiffusion:
         self.placed: torch.device | None = None  # where a training computes; weights may wait elsewhere
         self.offload: Offload | None = None  # brings networks when they are used; without it all are here
         self.augmentation = NoiseAugmentation(noise_augmentation) if noise_augmentation else None
+        self.window = LatentWindow(**latent_window) if latent_window else None
+        if self.window is not None and self.augmentation is not None and self.augmentation.needs_pixels:
+            raise ValueError(
+                "latent_window cuts latents, and noise_augmentation degrades whole clips of pixels; use its "
+                "gaussian_feature alone, or one of the two."
+            )
+        if self.window is not None and self.vae is not None:
+            self.window.check(self.vae)
         for frozen in (self.vae, self.text_encoder):
             if frozen is not None:
                 frozen.eval().requires_grad_(False)
@@ -69,6 +83,7 @@ class LatentDiffusion:
     def from_config(cls, cfg: Mapping[str, Any], components: Components | None = None) -> "LatentDiffusion":
         """Build the components of a config, or take these, with its other keys as far as it has them."""
         names = ("condition_dropout", "sample_posterior", "seed", "noise_augmentation")
+        names += ("latent_window",)
         settings = {key: cfg[key] for key in names if key in cfg}
         return cls(components or build_components(cfg), **settings)
 
@@ -104,7 +119,11 @@ class LatentDiffusion:
 
     @torch.no_grad()
     def encode(
-        self, batch: Mapping[str, Any], draws: Any = None, given: set[str] | None = None
+        self,
+        batch: Mapping[str, Any],
+        draws: Any = None,
+        given: set[str] | None = None,
+        beginning: bool = False,
     ) -> tuple[Tensor | None, dict[str, Tensor]]:
         """Turn a batch into latents and the inputs of the conditions.
 
@@ -114,10 +133,12 @@ class LatentDiffusion:
             batch: Keys of `opensora.datasets`; for negative prompts also `negative_text`.
             draws: Random numbers of the samples; training passes them, sampling does not.
             given: Names of conditions; those that the batch has nothing for are taken out of it.
+            beginning: With a `latent_window`: take the beginning of every clip.
 
         Returns:
             Latents [B, Z, T, H, W], or None without a video; and `cond`: every tensor has B rows, `fps`,
-            `height`, `width` and `num_frames` stay on the CPU.
+            `height`, `width` and `num_frames` stay on the CPU. `given_latents` there, on the CPU too, says how
+            many first latent frames of a window are given.
         """
         batch = dict(batch)
         conditions = self.model.conditions
@@ -144,6 +165,8 @@ class LatentDiffusion:
         ):
             if features not in batch and source in batch and self.text_encoder is not None:
                 batch[features], batch[mask] = self.text_encoder.encode(list(batch[source]))
+        if self.window is not None and "latents" in batch:
+            batch = self.window.cut(batch, self.vae, None if beginning else draws)
         z = batch.get("latents")
         z = None if z is None else z.to(self.device)
         cond: dict[str, Tensor] = {}
@@ -153,6 +176,8 @@ class LatentDiffusion:
             if not inputs and given is not None:
                 given.discard(name)
         cond |= {key: torch.as_tensor(batch[key], dtype=torch.float32).cpu() for key in SIZES if key in batch}
+        if "given_latents" in batch:
+            cond["given_latents"] = batch["given_latents"]
         return z, cond
 
     def losses(self, batch: Mapping[str, Any], step: int = 0) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -168,12 +193,13 @@ class LatentDiffusion:
         draws = Draws(self.seed, batch["sample"].tolist(), batch["epoch"].tolist())
         z, cond = self.encode(batch, draws)
         degraded = self._degrade(batch, z, draws)
+        mask = self._draw_mask(z, cond.pop("given_latents", None), draws)
         phase("forward")
         per_sample = self.scheduler.training_loss(
             self.forward_model,
             z if degraded is None else degraded,
             cond,
-            frame_mask=None if self.frame_mask is None else self.frame_mask.draw(z, draws).to(z.device),
+            frame_mask=None if mask is None else mask.to(z.device),
             drop=self._draw_drops(draws, z.device),
             draws=draws,
             clean=None if degraded is None else z,
@@ -183,7 +209,8 @@ class LatentDiffusion:
     @torch.no_grad()
     def evaluate(self, batch: Mapping[str, Any], num_times: int, draws: Draws) -> dict[str, float]:
         """Return a batch's mean loss at fixed times, evenly spaced in (0, 1), without drops or masks."""
-        z, cond = self.encode(batch, draws)
+        z, cond = self.encode(batch, draws, beginning=True)
+        cond.pop("given_latents", None)  # none
         values = {}
         for i in range(1, num_times + 1):
             t = torch.full((z.shape[0],), i / (num_times + 1))
@@ -195,6 +222,8 @@ class LatentDiffusion:
     def show(self, batch: Mapping[str, Any], path: Path) -> None:
         """Save a sample for the first caption of a batch, with a contact sheet."""
         one = {k: v[:1] for k, v in batch.items() if k in (*SIZES, "text", "text_features", "text_mask")}
+        if self.window is not None:
+            one["num_frames"] = self.window.length(self.vae, one["num_frames"])
         z = self.sample(one, Draws(0, [0]))
         if parallel_state().data_rank:  # who only took part
             return
@@ -309,6 +338,12 @@ class LatentDiffusion:
                 noisy = self._encode_video(video, draws if self.sample_posterior else None).to(z)
         noisy, _ = self.augmentation.latents(noisy, draws)
         return None if noisy is z else noisy
+
+    def _draw_mask(self, z: Tensor, given: Tensor | None, draws: Draws) -> Tensor | None:
+        mask = None if self.frame_mask is None else self.frame_mask.draw(z, draws)
+        if given is None or any(getattr(c, "draws_references", False) for c in self.model.conditions.values()):
+            return mask  # such a condition gives the first frames of windows
+        return self.window.give(mask, given)
 
     def _draw_drops(self, draws: Draws, device: torch.device) -> dict[str, Tensor]:
         if not self.condition_dropout:

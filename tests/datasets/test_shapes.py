@@ -76,6 +76,20 @@ def test_objects_stay_inside_and_centred_paths_pass_the_centre():
         assert np.allclose(np.sign(np.round([x[2] - x[0], y[2] - y[0]], 6)), np.sign(along))
 
 
+def test_an_endless_clip_begins_like_a_short_one_and_comes_back_on_the_other_side():
+    endless = small(path="endless", num_frames=33, size=20)
+    for row in range(20):
+        video = endless[clip(row, 33)]["video"]
+        inner = video[:, :9, 1:-1, 1:-1]  # a smooth edge that ends at the border shows on the other side
+        assert torch.equal(inner, small(size=20)[clip(row)]["video"][..., 1:-1, 1:-1])
+        if 0.0 in DIRECTIONS[endless.scene(row).things[0].motion]:  # once round in 1 / 0.42 seconds
+            rounds = small(path="endless", size=20, fps=0.42)[clip(row, 3)]["video"]
+            assert torch.allclose(rounds[:, 0], rounds[:, 1], atol=1e-4)
+        background = video[:, 0, 0, 0]
+        shown = (video - background[:, None, None, None]).abs().sum((0, 2, 3))
+        assert shown.min() > 0.97 * shown.max()  # no part of the object is ever lost
+
+
 def test_speed_is_per_second():
     slow, fast = small(fps=8.0), small(fps=16.0)
     for row in range(20):
@@ -139,6 +153,12 @@ def test_rows_for_buckets():
 def test_wrong_arguments(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         small(**wrong)
+
+
+@pytest.mark.parametrize("other", [{"motions": ["spin"]}, {"objects": (2,)}, {"world": "full"}])
+def test_endless_paths_are_for_single_objects_that_go_straight(other):
+    with pytest.raises(ValueError, match=r"dataset.path='endless': motions=.*give the eight directions"):
+        small(path="endless", **other)
 
 
 def test_features_are_named_by_what_is_drawn():

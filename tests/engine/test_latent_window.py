@@ -1,0 +1,188 @@
+"""Parts of longer clips: where they lie, what is given, and that nothing else changes."""
+
+import pytest
+import torch
+from opensora.engine.latent_diffusion import LatentDiffusion
+from opensora.engine.latent_window import LatentWindow
+from opensora.utils.random import Draws
+
+ROWS = list(range(400))
+CONFIG = {
+    "model": {
+        "type": "STDiT3",
+        "hidden_size": 24,
+        "depth": 1,
+        "num_heads": 2,
+        "conditions": {"text": {"type": "TextCondition", "text_width": 6, "text_length": 5}},
+    },
+    "vae": {
+        "type": "VideoVAE",
+        "latent_channels": 4,
+        "channels": 32,
+        "channel_multipliers": (1, 1, 1, 1),
+        "num_res_blocks": 1,
+        "micro_frame_size": None,
+    },
+    "scheduler": {"type": "RectifiedFlow"},
+}
+
+
+class Causal:
+    """An autoencoder's lengths: 1 frame, then 4 in each latent."""
+
+    stride = (4, 8, 8)
+    micro_frame_size = None
+
+    def latent_shape(self, num_frames, height, width):
+        return (1 + (num_frames - 1) // 4, height // 8, width // 8)
+
+    def legal_length(self, num_frames):
+        return 1 + (num_frames - 1) // 4 * 4
+
+
+def numbered(frames, rows=ROWS):
+    """Latents whose values are the numbers of their frames."""
+    z = torch.arange(frames).float()[None, None, :, None, None].expand(len(rows), 2, frames, 1, 1)
+    return {"latents": z, "num_frames": torch.full((len(rows),), 1.0 + 4 * (frames - 1))}
+
+
+def starts_of(out):
+    z = out["latents"][:, 0, :, 0, 0]
+    assert torch.equal(z, z[:, :1] + torch.arange(z.shape[1]))  # frames that follow each other
+    return z[:, 0].long()
+
+
+def test_places_are_drawn_evenly_and_only_later_ones_get_frames():
+    out = LatentWindow(3, given=2, begin=0.4).cut(numbered(7), Causal(), Draws(0, ROWS))
+    starts = starts_of(out)
+    share = [float((starts == n).float().mean()) for n in range(5)]
+    assert share[0] == pytest.approx(0.4, abs=0.08)
+    assert share[1:] == pytest.approx([0.15] * 4, abs=0.06)
+    assert torch.equal(out["given_latents"], torch.where(starts > 0, 2, 0))
+    assert out["num_frames"].tolist() == [9.0] * len(ROWS)
+
+
+def test_a_window_depends_on_its_sample_alone():
+    window, some = LatentWindow(3), [7, 3, 300]
+    whole = window.cut(numbered(7), Causal(), Draws(0, ROWS))["latents"][some]
+    assert torch.equal(window.cut(numbered(7, some), Causal(), Draws(0, some))["latents"], whole)
+
+
+@pytest.mark.parametrize("frames", [1, 2, 3])
+def test_short_clips_and_images_are_taken_whole(frames):
+    data = numbered(frames)
+    out = LatentWindow(3).cut(data, Causal(), Draws(0, ROWS))
+    assert out.keys() == data.keys()
+    assert torch.equal(out["latents"], data["latents"])
+
+
+def test_without_draws_each_window_is_the_beginning():
+    out = LatentWindow(3, begin=0.0).cut(numbered(7), Causal())
+    assert not starts_of(out).any() and not out["given_latents"].any()
+
+
+def test_pieces_that_are_coded_at_once_stay_whole():
+    vae = Causal()
+    vae.micro_frame_size = 5  # two latents
+    starts = starts_of(LatentWindow(4, given=2, begin=0.0).cut(numbered(11), vae, Draws(0, ROWS)))
+    assert set(starts.tolist()) == {2, 4, 6}
+    model = {**CONFIG["vae"], "micro_frame_size": 17}  # five latents
+    with pytest.raises(ValueError, match=r"frames=10, given=1: this vae codes 5 latent frames at once"):
+        diffusion({"frames": 10}, vae=model)
+    diffusion({"frames": 10, "given": 5}, vae=model)
+
+
+@pytest.mark.parametrize("wrong", [{"frames": 1}, {"frames": 3, "given": 3}, {"frames": 3, "begin": 1.5}])
+def test_numbers_out_of_range_are_refused(wrong):
+    with pytest.raises(ValueError, match="latent_window: frames="):
+        LatentWindow(**wrong)
+
+
+def batch(frames):
+    sizes = {"fps": 24.0, "num_frames": float(frames), "height": 16.0, "width": 16.0}
+    return {
+        "video": Draws(9, [0, 1]).normal("clip", 0, (2, 3, frames, 16, 16)).clamp(-1, 1),
+        "text_features": Draws(9, [0, 1]).normal("text", 0, (2, 5, 6)),
+        "sample": torch.tensor([0, 1]),
+        "epoch": torch.zeros(2, dtype=torch.int64),
+        **{name: torch.full((2,), value) for name, value in sizes.items()},
+    }
+
+
+def diffusion(window, **others):
+    torch.manual_seed(0)
+    task = LatentDiffusion.from_config({**CONFIG, "latent_window": window, **others})
+    seen = {}
+
+    def model(x, t, cond, drop, known=None):
+        seen.update(x=x, t=t, cond=cond)
+        return torch.zeros_like(x)
+
+    task.forward_model = model
+    return task, seen
+
+
+def features(task, frames):
+    """The latents of a batch, and the batch without its video."""
+    data = batch(frames)
+    z, _ = task.encode(data, beginning=True)
+    return z, {k: v for k, v in data.items() if k != "video"}
+
+
+def test_the_loss_is_that_of_the_cut_clips_with_their_frames_given():
+    window = {"frames": 2, "given": 1, "begin": 0.0}
+    plain, _ = diffusion(None)
+    z, data = features(plain, 17)
+    task, seen = diffusion(window)
+    ((_, values),) = task.losses({**data, "latents": z})
+    cut = LatentWindow(**window).cut({"latents": z}, task.vae, Draws(0, [0, 1], [0, 0]))
+    assert (cut["given_latents"] == 1).all()
+    assert torch.equal(seen["x"][:, :, 0], cut["latents"][:, :, 0])  # clean
+    assert not torch.equal(seen["x"][:, :, 1], cut["latents"][:, :, 1])
+    assert "given_latents" not in seen["cond"]
+
+    class GiveFirst:
+        def draw(self, z, draws):
+            return torch.tensor([[0.0, 1.0]]).expand(len(z), 2)
+
+    plain.frame_mask = GiveFirst()
+    short = {**data, "num_frames": seen["cond"]["num_frames"], "latents": cut["latents"]}
+    ((_, expected),) = plain.losses(short)
+    assert torch.equal(values["per_sample"], expected["per_sample"])
+
+
+def test_encoded_on_the_way_equals_stored():
+    task, _ = diffusion({"frames": 2, "given": 1, "begin": 0.3})
+    data = batch(17)
+    ((_, live),) = task.losses(data)
+    z, rest = features(diffusion(None)[0], 17)
+    ((_, stored),) = task.losses({**rest, "latents": z})
+    assert torch.equal(live["per_sample"], stored["per_sample"])
+
+
+def test_evaluation_takes_beginnings():
+    window = {"frames": 2, "given": 1, "begin": 0.0}
+    plain, _ = diffusion(None)
+    z, data = features(plain, 17)
+    task, seen = diffusion(window)
+    found = task.evaluate({**data, "latents": z}, 2, Draws(1, [0, 1]))
+    short = {**data, "latents": z[:, :, :2], "num_frames": seen["cond"]["num_frames"]}
+    assert found == plain.evaluate(short, 2, Draws(1, [0, 1]))
+
+
+def test_a_network_with_frames_as_a_condition_gets_them_there():
+    model = {**CONFIG["model"], "conditions": {**CONFIG["model"]["conditions"]}}
+    model["conditions"]["frames"] = {"type": "FrameCondition", "classes": {"none": 1.0}}
+    task, seen = diffusion({"frames": 2, "given": 1, "begin": 0.0}, model=model)
+    z, data = features(diffusion(None)[0], 17)
+    list(task.losses({**data, "latents": z}))
+    mask, reference = seen["cond"]["reference_mask"], seen["cond"]["reference"]
+    assert mask.tolist() == [[1.0, 0.0]] * 2
+    cut = LatentWindow(2, 1, 0.0).cut({"latents": z}, task.vae, Draws(0, [0, 1], [0, 0]))["latents"]
+    assert torch.equal(reference[:, :, 0], cut[:, :, 0]) and not reference[:, :, 1].any()
+
+
+def test_whole_clips_of_degraded_pixels_are_refused():
+    kinds = {"gaussian_pixel": {"probability": 0.5, "strength": 0.4}}
+    with pytest.raises(ValueError, match="latent_window cuts latents, and noise_augmentation degrades"):
+        diffusion({"frames": 2}, noise_augmentation=kinds)
