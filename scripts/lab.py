@@ -28,8 +28,8 @@ T2V = Path("configs/lab/inference/t2v.py")
 VAE = Path("configs/lab/inference/vae.py")
 SHIPPED = Path("assets/lab")
 AUTOENCODER = ("vae",)  # stages, each of which begins with the one before
-STAGES = ("stage1", "stage2", "stage3")  # of the denoiser
-OTHER_WORDS = "stage3"  # from this stage on captions vary, so features are written anew
+STAGES = ("stage1", "stage2", "stage3", "stage4")  # of the denoiser
+FEATURES = {"stage1": "features", "stage3": "features3", "stage4": "features4"}  # written anew from these on
 STATISTICS_OF = 500  # clips
 LEAST_CLIPS = 2000  # that a denoiser is trained on, however short
 CURVES = dict.fromkeys(AUTOENCODER, "psnr") | dict.fromkeys(STAGES, "loss")
@@ -169,10 +169,10 @@ def train_denoiser(folder: Path, scale: float, statistics: Sequence[str]) -> Non
     """Write features and train the stages, each from the one before."""
     vae = ["--vae.from_pretrained", folder / AUTOENCODER[-1], *statistics]
     before: list[object] = []
-    cached = features(folder / "features", vae, scale)
+    cached: list[object] = []
     for name in STAGES:
-        if name == OTHER_WORDS:
-            cached = features(folder / "features3", vae, scale, name)
+        if name in FEATURES:
+            cached = features(folder / FEATURES[name], vae, scale, name)
         train(name, folder, scale, "train", *cached, *vae, *before)
         before = ["--model.from_pretrained", folder / name]
 

@@ -21,11 +21,12 @@ scheduler = dict(
 )
 guidance = dict(
     scales=dict(  # by condition, the one that is dropped last first
-        frames=dict(scale=5.0, oscillate_from=None, ramp_from=None),
+        frames=dict(scale=5.0, oscillate_from=None, ramp_from=None, interval=None),
         text=dict(
             scale=7.5,  # 1 is no guidance
             oscillate_from=None,  # from this step on, every second step goes without guidance
             ramp_from=None,  # rise over the frames from this scale, and fall to it over the steps
+            interval=None,  # (0.15, 1.0): no guidance in the first 15 % of the steps, for truer colours
         ),
     ),
     rescale=0.0,  # pull the deviation of the result to that of the prompted one: 0 not, 1 fully

@@ -12,8 +12,9 @@ import torch
 from mmengine.config import Config
 from PIL import Image
 
-from eval.lab.cases import Case, answered, asked
+from eval.lab.cases import Case, answered, asked, is_simple
 from eval.lab.judge import judge
+from eval.lab.long import kept
 from eval.lab.measures import drift, path_scatter, psnr
 from eval.statistics import share, summarise
 from opensora.acceleration.parallel import barrier, parallel_state
@@ -104,6 +105,8 @@ def ask(
                 row["speed ratio"] = reading.speeds[0] / true
         if mode == "extend":
             row["color drift"] = drift(frames, reading.background or case.scene.background, cfg["num_frames"])
+            if is_simple(world):
+                row |= kept(frames, case.scene, world, cfg["num_frames"], cfg["rounds"])
         for name in _GIVEN.get(mode, ()):
             place = 0 if name == "first" else -1
             given = _drawn(case, cfg)[place]

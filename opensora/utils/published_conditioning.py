@@ -38,6 +38,7 @@ def translate_guidance(published: Mapping[str, Any], conditioned: bool) -> dict[
         ramp = values["initial_image_scale"] if values["scale_image_weight"] else None
         scales["frames"] = {"scale": image, "oscillate_from": oscillation("image"), "ramp_from": ramp}
     scales["text"] = {"scale": scale, "oscillate_from": oscillation("text"), "ramp_from": None}
+    scales = {name: {**values, "interval": None} for name, values in scales.items()}
     return {"scales": scales, "rescale": 0.7 if values["use_flaw_fix"] and not conditioned else 0.0}
 
 

@@ -59,6 +59,19 @@ def test_ramp_falls_over_steps_and_rises_over_frames():
     assert (values, branches) == ([101 + 10, 101 + 30, 101 + 50], 2)
 
 
+def test_an_interval_of_the_steps_is_guided_and_the_rest_takes_one_branch():
+    scale = {"scale": 7.0, "interval": (0.15, 0.5)}
+    found = [guide({"text": scale}, step=i, steps=12) for i in range(12)]
+    assert found == 2 * [([111.0], 1)] + 4 * [([711.0], 2)] + 6 * [([111.0], 1)]
+    assert guide({"text": {"scale": 7.0, "interval": (0, 1)}}, step=11, steps=12) == ([711.0], 2)
+
+
+@pytest.mark.parametrize("wrong", [(0.5, 0.5), (-0.1, 1), (0, 1.1), (1, 0), (0.5,)])
+def test_an_interval_that_is_none_is_refused(wrong):
+    with pytest.raises(ValueError, match=r"guidance interval=.*two shares of the steps"):
+        Guidance({"text": {"scale": 7.0, "interval": wrong}})
+
+
 def test_rescaling_brings_the_spread_back():
     torch.manual_seed(0)
     v, cond = 5 * torch.randn(2, 3, 2, 8, 8), torch.randn(2, 3, 2, 8, 8)

@@ -313,7 +313,8 @@ def test_noise_augmentation():
 )
 def test_guidance(published, conditioned, scales, rescale):
     found = translate_guidance({**published, "mask_index": [0]}, conditioned)
-    assert {name: tuple(scale.values()) for name, scale in found["scales"].items()} == scales
+    values = {name: tuple(scale.values()) for name, scale in found["scales"].items()}
+    assert values == {name: (*scale, None) for name, scale in scales.items()}  # in all steps
     assert list(found["scales"]) == list(scales)  # the order is the order of dropping
     assert found["rescale"] == rescale
 

@@ -14,5 +14,5 @@ with read_base():
 
 dataset.update(size=6000, num_frames=25, path="endless")
 latent_window = dict(frames=3, given=1, begin=0.5)
-max_steps = 6000
+max_steps = 15000
 run_name = "stage4"

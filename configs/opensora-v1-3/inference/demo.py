@@ -20,7 +20,7 @@ image_size = (32, 32)
 num_frames = 17
 fps = 25
 dtype = "fp32"
-guidance.update(scales=dict(text=dict(scale=2.0, oscillate_from=None, ramp_from=None)))
+guidance.update(scales=dict(text=dict(scale=2.0, oscillate_from=None, ramp_from=None, interval=None)))
 save_dir = "outputs/tiny/samples"
 trained.update(
     num_frames=[17],

@@ -1,0 +1,55 @@
+"""Objects of long videos are followed across the edges, and what a seam does to them is measured."""
+
+import numpy as np
+import pytest
+
+from eval.lab.long import follow, kept
+from eval.lab.trial import to_bytes
+from opensora.datasets.shapes import ShapesDataset
+
+FIRST, ROUNDS = 9, 4
+LENGTH = FIRST + (ROUNDS - 1) * (FIRST - 1)
+WORLD = ShapesDataset(path="endless", num_frames=LENGTH, image_size=(32, 32), size=24)
+SMALL = ShapesDataset(num_frames=FIRST, image_size=(32, 32)).world
+
+
+def clip(row):
+    return to_bytes(WORLD.scene(row).draw(LENGTH, 32, 32))
+
+
+@pytest.mark.parametrize("row", range(24))
+def test_a_true_long_clip_keeps_everything(row):
+    found = kept(clip(row), WORLD.scene(row), SMALL, FIRST, ROUNDS)
+    assert found["last shape"] == found["last color"] == 1
+    assert found["seam jump px"] < 0.3
+
+
+@pytest.mark.parametrize("row", range(4))
+def test_places_are_those_of_the_object(row):
+    scene = WORLD.scene(row)
+    x, y, _, _ = scene.things[0].at(np.arange(LENGTH) / scene.fps, scene.duration)
+    off = follow(clip(row), scene.background) - 32 * (np.stack([x, y], axis=1) + 0.5)
+    assert np.abs(off - 32 * np.round(off / 32)).max() < 1.5  # the mean of a triangle is not its middle
+
+
+def test_a_jump_between_clips_is_seen():
+    frames = clip(0)
+    frames[FIRST:] = np.roll(frames[FIRST:], 5, axis=2)
+    found = kept(frames, WORLD.scene(0), SMALL, FIRST, ROUNDS)
+    assert found["seam jump px"] == pytest.approx(5 / (ROUNDS - 1), abs=0.4)
+
+
+def test_another_object_at_the_end_is_seen():
+    rows = [row for row in range(24) if WORLD.scene(row).background == WORLD.scene(0).background]
+    one, other = (WORLD.scene(row).things[0] for row in rows[:2])
+    frames = clip(rows[0])
+    frames[-FIRST:] = clip(rows[1])[-FIRST:]
+    found = kept(frames, WORLD.scene(rows[0]), SMALL, FIRST, ROUNDS)
+    assert found["last shape"] == float(one.shape == other.shape)
+    assert found["last color"] == float(one.color == other.color)
+
+
+def test_an_object_that_is_lost_keeps_nothing():
+    frames = clip(0)
+    frames[-3] = frames[0, 0, 0]
+    assert kept(frames, WORLD.scene(0), SMALL, FIRST, ROUNDS) == {"last shape": 0.0, "last color": 0.0}
