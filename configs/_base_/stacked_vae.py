@@ -6,6 +6,7 @@ vae = dict(
     ignore_keys=(),  # starts of the names of parameters that the file may lack
     spatial=dict(
         type="ImageVAE",
+        from_pretrained=None,  # weights of this part alone, as above, or a folder of diffusers
         block_out_channels=(128, 256, 512, 512),  # width of each level
         layers_per_block=2,  # residual blocks per level
         latent_channels=4,
@@ -16,6 +17,7 @@ vae = dict(
     ),
     temporal=dict(
         type="TemporalVAE",
+        from_pretrained=None,  # weights of this part alone
         in_channels=4,  # latent channels of the image part
         latent_channels=4,
         embed_channels=4,  # width of the bottleneck

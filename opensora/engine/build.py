@@ -68,13 +68,15 @@ def resolve_run(part: Any, name: str, averaged: bool) -> Any:
     """Turn a run or checkpoint folder in `from_pretrained` into the weights file in it.
 
     Args:
-        part: Config of a component; anything else comes back as it is.
+        part: Config of a component, also with parts of its own; anything else comes back as it is.
         name: What the component is called in checkpoints, "model" or "vae".
         averaged: Whether averaged weights are taken where there are some.
 
     Raises:
         FileNotFoundError: The checkpoint holds no such weights.
     """
+    if isinstance(part, Mapping):
+        part = {key: resolve_run(value, name, averaged) for key, value in part.items()}
     path = part["from_pretrained"] if isinstance(part, Mapping) and "from_pretrained" in part else None
     if path is None or not (list_checkpoints(Path(path)) or (Path(path) / "state.json").exists()):
         return part
