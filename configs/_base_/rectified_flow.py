@@ -38,5 +38,5 @@ frame_mask = (
 noise_augmentation = (
     None  # or dict(gaussian_pixel=dict(probability=0.5, strength=0.4), ...): see docs/training.md
 )
-latent_window = None  # or dict(frames=5, given=1, begin=0.5): train on parts of longer clips, see docs/training.md
+latent_window = None  # or dict(frames=5, given=1, begin=0.5): parts of longer clips, see docs/training.md
 sample_posterior = False  # train on samples of what the vae encodes, instead of its mean

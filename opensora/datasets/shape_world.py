@@ -76,9 +76,9 @@ class World:
         speeds: From a word of the caption, or none, to sides per second. A clip that is too long for a speed
             takes the highest that keeps the object inside.
         objects: How many there may be, of 1 and 2.
-        path: "centred" paths pass the centre in the middle of the clip, "free" ones lie anywhere. "endless" ones
-            begin as a centred one of a second does and go on: what leaves the frame comes back on the other
-            side. They are for single objects in the eight directions, and a camera that is still.
+        path: "centred" paths pass the centre in the middle of the clip, "free" ones lie anywhere. "endless"
+            ones begin as a centred one of a second does and go on: what leaves the frame comes back on the
+            other side. They are for single objects in the eight directions, and a camera that is still.
         radius: Smallest and largest radius in sides.
         held_out: Keep 5 of 24 triples of shape, colour and motion for the split "unseen".
 
@@ -227,7 +227,7 @@ class Scene:
 
     @property
     def duration(self) -> float:
-        """Seconds from the first frame to the last; of endless clips those in which a path passes the centre."""
+        """Seconds from the first frame to the last; of endless clips those of a path through the centre."""
         return _LAP if self.endless else (self.num_frames - 1) / self.fps
 
     def draw(self, num_frames: int, height: int, width: int) -> np.ndarray:
@@ -341,9 +341,7 @@ def draw_scene(
             f"no object of this world fits a {background} background with the camera {camera!r}: give more "
             "colors, motions or backgrounds."
         )
-    return Scene(
-        tuple(things), background, pattern, camera, num_frames, fps, phase, world.path == "endless"
-    )
+    return Scene(tuple(things), background, pattern, camera, num_frames, fps, phase, world.path == "endless")
 
 
 def one_object(

@@ -137,8 +137,8 @@ class LatentDiffusion:
 
         Returns:
             Latents [B, Z, T, H, W], or None without a video; and `cond`: every tensor has B rows, `fps`,
-            `height`, `width` and `num_frames` stay on the CPU. `given_latents` there, on the CPU too, says how
-            many first latent frames of a window are given.
+            `height`, `width` and `num_frames` stay on the CPU. `given_latents` there, on the CPU too, says
+            how many first latent frames of a window are given.
         """
         batch = dict(batch)
         conditions = self.model.conditions
@@ -341,7 +341,8 @@ class LatentDiffusion:
 
     def _draw_mask(self, z: Tensor, given: Tensor | None, draws: Draws) -> Tensor | None:
         mask = None if self.frame_mask is None else self.frame_mask.draw(z, draws)
-        if given is None or any(getattr(c, "draws_references", False) for c in self.model.conditions.values()):
+        conditions = self.model.conditions.values()
+        if given is None or any(getattr(c, "draws_references", False) for c in conditions):
             return mask  # such a condition gives the first frames of windows
         return self.window.give(mask, given)
 

@@ -59,8 +59,8 @@ class LatentWindow:
             draws: Random numbers of the samples; without them each window is the beginning.
 
         Returns:
-            The batch with `latents` [B, Z, frames, H, W], with `num_frames` of a clip of that length, and with
-            `given_latents`: how many latent frames are given. Shape [B].
+            The batch with `latents` [B, Z, frames, H, W], with `num_frames` of a clip of that length, and
+            with `given_latents`: how many latent frames are given. Shape [B].
         """
         z, whole = batch["latents"], chunk_latents(vae)
         spare = z.shape[2] - self.frames

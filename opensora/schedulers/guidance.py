@@ -20,8 +20,8 @@ class GuidanceScale:
         oscillate_from: From this step on, odd steps use 1; None never does.
         ramp_from: With a number, the weight falls over the steps from `scale` to it, and rises in each step
             over the frames from it to that step's weight. For reference images: late frames are held less.
-        interval: Two shares of the steps, such as (0.15, 1.0): only steps from the first to the second use the
-            weight, others use 1. Guidance in the first steps makes colours too strong.
+        interval: Two shares of the steps, such as (0.15, 1.0): only steps from the first to the second use
+            the weight, others use 1. Guidance in the first steps makes colours too strong.
 
     Raises:
         ValueError: The interval is not two shares in [0, 1], in order.

@@ -30,7 +30,9 @@ vae = dict(
 )
 text_encoder = dict(max_length=16)
 scheduler = dict(num_sampling_steps=2, shift_time=True)
-guidance = dict(scales=dict(_delete_=True, text=dict(scale=3.0, oscillate_from=None, ramp_from=None, interval=None)))
+guidance = dict(
+    scales=dict(_delete_=True, text=dict(scale=3.0, oscillate_from=None, ramp_from=None, interval=None))
+)
 
 dtype = "fp32"
 image_size = (16, 24)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from opensora.engine.latent_diffusion import LatentDiffusion
 from opensora.engine.latent_window import LatentWindow
 from opensora.utils.random import Draws
