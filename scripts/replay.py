@@ -36,7 +36,7 @@ from opensora.engine.training_data import TrainingData
 from opensora.utils.config import load_config, plain
 from opensora.utils.files import write_text
 from opensora.utils.logging import get_logger
-from opensora.utils.random import seed_everything
+from opensora.utils.random import Draws, seed_everything
 from opensora.utils.user_errors import one_line_errors
 from opensora.utils.weights import save_safetensors
 
@@ -248,7 +248,9 @@ def _draw(batch: Mapping[str, Any], task: Any, path: Path) -> None:
         if vae is None or next(vae.parameters()).is_meta:
             get_logger().info("no %s: the data are features, and the vae has no weights here", path.name)
             return
-        video = task.decode(task.encode(batch)[0], int(batch["num_frames"][0]))
+        draws = Draws(task.seed, batch["sample"].tolist(), batch["epoch"].tolist())
+        z, cond = task.encode(batch, draws)
+        video = task.decode(z, int(cond["num_frames"][0]))
     contact_sheet(
         video.permute(1, 2, 0, 3, 4).flatten(2, 3).cpu(), path, columns=min(8, video.shape[2]), rows=1
     )

@@ -13,12 +13,15 @@ from opensora.datasets.shape_world import BACKGROUNDS, Scene, World
 _FAINT = 0.15  # distance from the background, of [0, 1], that is no object
 
 
-def kept(frames: np.ndarray, scene: Scene, world: World, first: int, rounds: int) -> dict[str, float]:
+def kept(
+    frames: np.ndarray, scene: Scene, background: str, world: World, first: int, rounds: int
+) -> dict[str, float]:
     """Return measures of a video of several clips.
 
     Args:
         frames: Bytes. Shape [T, H, W, 3].
         scene: What was asked.
+        background: What the first clip shows behind the object.
         world: What there can be.
         first: Frames of the first clip; the others have equally many of the rest.
         rounds: Number of clips.
@@ -28,7 +31,7 @@ def kept(frames: np.ndarray, scene: Scene, world: World, first: int, rounds: int
         what was asked, else 0; "seam jump px": how far a step of the object from one clip to the next differs
         from its mean step, in pixels, mean over all seams. Nothing of an object that cannot be followed.
     """
-    places = follow(frames, scene.background)
+    places = follow(frames, background)
     if places is None:
         return {"last shape": 0.0, "last color": 0.0}
     size = np.array(frames.shape[2:0:-1])
@@ -50,7 +53,8 @@ def kept(frames: np.ndarray, scene: Scene, world: World, first: int, rounds: int
 def follow(frames: np.ndarray, background: str) -> np.ndarray | None:
     """Return where the object is on each frame, x and y in pixels; None if a frame shows none.
 
-    Each axis is taken for a circle, and the object's place is the mean direction of what it covers.
+    Each axis is taken for a circle, and the object's place is the mean direction of what it covers. What covers
+    most of a frame is no object.
 
     Args:
         frames: Bytes. Shape [T, H, W, 3].
@@ -62,7 +66,8 @@ def follow(frames: np.ndarray, background: str) -> np.ndarray | None:
     base = np.array(BACKGROUNDS[background]) / 255
     away = np.abs(frames / 255 - base).max(-1)
     cover = np.where(away > _FAINT, away, 0)
-    if not cover.any((1, 2)).all():
+    share = (cover > 0).mean((1, 2))
+    if share.min() == 0 or share.max() > 0.5:
         return None
     found = []
     for axis in (2, 1):

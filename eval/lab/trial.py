@@ -106,7 +106,8 @@ def ask(
         if mode == "extend":
             row["color drift"] = drift(frames, reading.background or case.scene.background, cfg["num_frames"])
             if is_simple(world):
-                row |= kept(frames, case.scene, world, cfg["num_frames"], cfg["rounds"])
+                seen_behind = reading.background or case.scene.background
+                row |= kept(frames, case.scene, seen_behind, world, cfg["num_frames"], cfg["rounds"])
         for name in _GIVEN.get(mode, ()):
             place = 0 if name == "first" else -1
             given = _drawn(case, cfg)[place]

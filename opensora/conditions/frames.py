@@ -108,8 +108,12 @@ class FrameCondition(nn.Module):
             mask = torch.stack(rows).to(z.device)
             if "given_latents" in batch:  # of a clip that has begun before
                 place = torch.arange(z.shape[2], device=z.device)
-                mask[place < batch["given_latents"].to(z.device)[:, None]] = 1.0
+                begun = (place < batch["given_latents"].to(z.device)[:, None]).float()
+                mask = torch.maximum(mask, begun)
+                mask = torch.where(mask.all(1, keepdim=True), begun, mask)  # something is left to generate
             reference = batch["reference_latents"] if "reference_latents" in batch else z
+            if "given_latents" in batch:
+                reference = torch.where(begun[:, None, :, None, None].bool(), z, reference.to(z))
         else:
             return {}
         return {"reference": reference * mask[:, None, :, None, None].to(reference), "reference_mask": mask}

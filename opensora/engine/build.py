@@ -68,16 +68,21 @@ def resolve_run(part: Any, name: str, averaged: bool) -> Any:
     """Turn a run or checkpoint folder in `from_pretrained` into the weights file in it.
 
     Args:
-        part: Config of a component, also with parts of its own; anything else comes back as it is.
+        part: Config of a component; anything else comes back as it is. Weights of parts in it are found too,
+            and left out where those of the whole come in their place.
         name: What the component is called in checkpoints, "model" or "vae".
         averaged: Whether averaged weights are taken where there are some.
 
     Raises:
         FileNotFoundError: The checkpoint holds no such weights.
     """
-    if isinstance(part, Mapping):
-        part = {key: resolve_run(value, name, averaged) for key, value in part.items()}
-    path = part["from_pretrained"] if isinstance(part, Mapping) and "from_pretrained" in part else None
+    if not isinstance(part, Mapping):
+        return part
+    path = part["from_pretrained"] if "from_pretrained" in part else None
+    whole = path is not None and not ("ignore_keys" in part and part["ignore_keys"])
+    parts = {key: value for key, value in part.items() if isinstance(value, Mapping)}
+    inner = {k: without_weights(v) if whole else resolve_run(v, name, averaged) for k, v in parts.items()}
+    part = {**part, **inner}
     if path is None or not (list_checkpoints(Path(path)) or (Path(path) / "state.json").exists()):
         return part
     return {**part, "from_pretrained": str(weights_file(path, name, averaged))}
@@ -119,9 +124,16 @@ def _network_configs(cfg: Mapping[str, Any], text_encoder: Any) -> dict[str, Any
 
 
 def names_weights(part: Mapping[str, Any]) -> bool:
-    """Return whether a component or a part of it names weights."""
-    inner = any(names_weights(value) for value in part.values() if isinstance(value, Mapping))
-    return inner or ("from_pretrained" in part and part["from_pretrained"] is not None)
+    """Return whether a component, or every component in it, names weights."""
+    inner = [value for value in part.values() if isinstance(value, Mapping) and "type" in value]
+    own = "from_pretrained" in part and part["from_pretrained"] is not None
+    return own or (bool(inner) and all(map(names_weights, inner)))
+
+
+def without_weights(part: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the config of a component without the names of weights in it and its parts."""
+    values = {k: without_weights(v) if isinstance(v, Mapping) else v for k, v in part.items()}
+    return {**values, "from_pretrained": None} if "from_pretrained" in values else values
 
 
 def _part(cfg: Mapping[str, Any], name: str) -> Any:
@@ -133,9 +145,7 @@ def _latent_channels(vae: Any) -> int | None:
     if not isinstance(vae, Mapping):
         return getattr(vae, "latent_channels", None)
     with meta_device():
-        return build(
-            MODELS, {key: value for key, value in vae.items() if key not in LOADING_KEYS}
-        ).latent_channels
+        return build(MODELS, without_weights(vae)).latent_channels
 
 
 def _complete_model(cfg: Mapping[str, Any], latent_channels: int | None, text_encoder: Any) -> Any:

@@ -21,6 +21,7 @@ from opensora.engine.build import (
     names_weights,
     parse_dtype,
     resolve_run,
+    without_weights,
 )
 from opensora.engine.generation import Listen, encode_texts, generate
 from opensora.engine.latent_diffusion import LatentDiffusion
@@ -279,10 +280,5 @@ def _without_weights(cfg: Mapping[str, Any]) -> dict[str, Any]:
     bare = {**cfg}
     for name in ("model", "vae"):
         if isinstance(bare[name], Mapping):
-            bare[name] = _bare(bare[name])
+            bare[name] = without_weights(bare[name])
     return bare
-
-
-def _bare(part: Mapping[str, Any]) -> dict[str, Any]:
-    values = {key: _bare(value) if isinstance(value, Mapping) else value for key, value in part.items()}
-    return {**values, "from_pretrained": None} if "from_pretrained" in values else values

@@ -6,7 +6,7 @@ Source: Rombach et al. 2022, "Latent diffusion".
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -67,7 +67,7 @@ class LatentDiffusion:
         self.placed: torch.device | None = None  # where a training computes; weights may wait elsewhere
         self.offload: Offload | None = None  # brings networks when they are used; without it all are here
         self.augmentation = NoiseAugmentation(noise_augmentation) if noise_augmentation else None
-        self.window = LatentWindow(**latent_window) if latent_window else None
+        self.window = LatentWindow.from_config(latent_window) if latent_window else None
         if self.window is not None and self.augmentation is not None and self.augmentation.needs_pixels:
             raise ValueError(
                 "latent_window cuts latents, and noise_augmentation degrades whole clips of pixels; use its "
@@ -85,6 +85,8 @@ class LatentDiffusion:
         names = ("condition_dropout", "sample_posterior", "seed", "noise_augmentation")
         names += ("latent_window",)
         settings = {key: cfg[key] for key in names if key in cfg}
+        if "latent_window" in settings and settings["latent_window"]:
+            LatentWindow.from_config(settings["latent_window"])  # before networks are built
         return cls(components or build_components(cfg), **settings)
 
     @property
@@ -101,6 +103,18 @@ class LatentDiffusion:
     def trainable(self) -> dict[str, nn.Module]:
         """Return the modules that training updates, by name."""
         return {"model": self.model}
+
+    def check_shapes(self, shapes: Iterable[Any]) -> None:
+        """Check that windows can be cut out of some clips.
+
+        Args:
+            shapes: Each with `num_frames`.
+
+        Raises:
+            ValueError: No clip is long enough.
+        """
+        if self.window is not None:
+            self.window.check_lengths(self.vae, [shape.num_frames for shape in shapes])
 
     def use(self, modules: Mapping[str, Callable[..., Tensor]]) -> None:
         """Compute losses through these wrappers of the trainable modules, by name."""

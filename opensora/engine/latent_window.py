@@ -1,12 +1,12 @@
 """LatentWindow: parts of longer clips, so that a model learns to begin where another clip ended."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from opensora.engine.lengths import chunk_latents, longest_clip
+from opensora.engine.lengths import chunk_latents, latent_length, longest_clip
 
 
 class LatentWindow:
@@ -29,12 +29,24 @@ class LatentWindow:
     """
 
     def __init__(self, frames: int, given: int = 1, begin: float = 0.5) -> None:
-        if not 1 <= given < frames or not 0 <= begin <= 1:
+        whole = isinstance(frames, int) and isinstance(given, int)
+        if not whole or not 1 <= given < frames or not 0 <= begin <= 1:
             raise ValueError(
-                f"latent_window: frames={frames}, given={given}, begin={begin}; use 1 <= given < frames, and "
-                "a share in [0, 1] for begin."
+                f"latent_window: frames={frames}, given={given}, begin={begin}; use whole numbers "
+                "with 1 <= given < frames, and a share in [0, 1] for begin."
             )
         self.frames, self.given, self.begin = frames, given, begin
+
+    @classmethod
+    def from_config(cls, cfg: Mapping[str, Any]) -> "LatentWindow":
+        """Build it from the value of `latent_window`.
+
+        Raises:
+            ValueError: A key is unknown or missing, or a number is out of range.
+        """
+        if not {"frames"} <= set(cfg) <= {"frames", "given", "begin"}:
+            raise ValueError(f"latent_window={dict(cfg)}: give frames, and if you like given and begin.")
+        return cls(**cfg)
 
     def check(self, vae: Any) -> None:
         """Check that windows fit an autoencoder.
@@ -47,6 +59,24 @@ class LatentWindow:
             raise ValueError(
                 f"latent_window: frames={self.frames}, given={self.given}: this vae codes {whole} latent "
                 f"frames at once; use multiples of {whole}."
+            )
+
+    def check_lengths(self, vae: Any, lengths: Iterable[int]) -> None:
+        """Check that some clips are long enough to be cut.
+
+        Args:
+            vae: The autoencoder.
+            lengths: Frames of the clips.
+
+        Raises:
+            ValueError: Every clip would be taken whole, or at its beginning.
+        """
+        longest, least = max(lengths), self.frames + chunk_latents(vae)
+        if latent_length(vae, longest) < least:
+            raise ValueError(
+                f"latent_window: frames={self.frames}: the longest clips have {longest} frames, "
+                f"{latent_length(vae, longest)} latent ones, so no window lies anywhere but at their beginning; "
+                f"train on clips of at least {longest_clip(vae, least)} frames."
             )
 
     def cut(self, batch: Mapping[str, Any], vae: Any, draws: Any = None) -> dict[str, Any]:
@@ -93,8 +123,12 @@ class LatentWindow:
             given: How many frames are given, from `cut`. Shape [B].
 
         Returns:
-            The mask with 0 at these frames. Shape [B, frames].
+            The mask with 0 at these frames. Where nothing would be left to generate, they are the only given
+            ones. Shape [B, frames].
         """
-        mask = torch.ones(len(given), self.frames) if mask is None else mask
-        place = torch.arange(self.frames, device=mask.device)
-        return torch.where(place < given.to(mask.device)[:, None], 0.0, mask)
+        own = torch.where(torch.arange(self.frames) < given.cpu()[:, None], 0.0, 1.0)
+        if mask is None:
+            return own
+        own = own.to(mask)
+        both = torch.minimum(mask, own)
+        return torch.where(both.any(1, keepdim=True), both, own)

@@ -9,6 +9,7 @@ import numpy as np
 from opensora.acceleration.parallel import parallel_state
 from opensora.datasets.assignment import REASONS
 from opensora.datasets.plan_errors import name_of
+from opensora.engine.build import without_weights
 from opensora.utils.logging import get_logger
 from opensora.utils.meta_device import meta_device
 
@@ -106,9 +107,14 @@ def bucket_lines(task: Any, plan: Any) -> list[str]:
         line = f"{frames} x {height} x {width}: {count} batches of {int(chosen.max())}"
         if getattr(task, "vae", None) is not None and hasattr(task, "model"):
             latent = task.vae.latent_shape(frames, height, width)
+            line += f", latents {' x '.join(map(str, latent))}"
+            window = getattr(task, "window", None)
+            if window is not None and window.frames < latent[0]:
+                latent = (window.frames, *latent[1:])
+                line += f", windows of {window.frames}"
             patch = getattr(task.model, "patch_size", (1, 1, 1))
             tokens = math.prod(-(-n // p) for n, p in zip(latent, patch, strict=True))
-            line += f", latents {' x '.join(map(str, latent))}, {tokens:,} tokens a clip"
+            line += f", {tokens:,} tokens a {'clip' if window is None else 'window'}"
         lines.append(line)
     return lines
 
@@ -117,5 +123,5 @@ def _without_weights(cfg: Mapping[str, Any]) -> dict[str, Any]:
     bare = dict(cfg)
     for name in ("model", "vae"):
         if isinstance(bare.get(name), Mapping):
-            bare[name] = {**bare[name], "from_pretrained": None}
+            bare[name] = without_weights(bare[name])
     return bare

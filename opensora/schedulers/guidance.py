@@ -21,7 +21,8 @@ class GuidanceScale:
         ramp_from: With a number, the weight falls over the steps from `scale` to it, and rises in each step
             over the frames from it to that step's weight. For reference images: late frames are held less.
         interval: Two shares of the steps, such as (0.15, 1.0): only steps from the first to the second use
-            the weight, others use 1. Guidance in the first steps makes colours too strong.
+            the weight, others use 1. Guidance in the first steps makes colours too strong. Of n steps number
+            i, from 0, lies at i / n, so the first one has no guidance if the interval begins above 0.
 
     Raises:
         ValueError: The interval is not two shares in [0, 1], in order.
@@ -35,8 +36,9 @@ class GuidanceScale:
     interval: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
-        shares = (0, 1) if self.interval is None else tuple(self.interval)
-        if len(shares) != 2 or not 0 <= shares[0] < shares[1] <= 1:
+        shares = (0, 1) if self.interval is None else self.interval
+        numbers = isinstance(shares, Sequence) and all(isinstance(share, int | float) for share in shares)
+        if not numbers or len(shares) != 2 or not 0 <= shares[0] < shares[1] <= 1:
             raise ValueError(
                 f"guidance interval={self.interval!r}: two shares of the steps in [0, 1], the smaller one "
                 "first, such as (0.15, 1.0); None guides in all steps."

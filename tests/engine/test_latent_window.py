@@ -1,10 +1,13 @@
 """Parts of longer clips: where they lie, what is given, and that nothing else changes."""
 
+from typing import NamedTuple
+
 import pytest
 import torch
 
 from opensora.engine.latent_diffusion import LatentDiffusion
 from opensora.engine.latent_window import LatentWindow
+from opensora.schedulers.frame_masks import FrameMask
 from opensora.utils.random import Draws
 
 ROWS = list(range(400))
@@ -26,6 +29,12 @@ CONFIG = {
     },
     "scheduler": {"type": "RectifiedFlow"},
 }
+
+
+class Shape(NamedTuple):
+    """A bucket."""
+
+    num_frames: int
 
 
 class Causal:
@@ -93,10 +102,37 @@ def test_pieces_that_are_coded_at_once_stay_whole():
     diffusion({"frames": 10, "given": 5}, vae=model)
 
 
-@pytest.mark.parametrize("wrong", [{"frames": 1}, {"frames": 3, "given": 3}, {"frames": 3, "begin": 1.5}])
+@pytest.mark.parametrize(
+    "wrong", [{"frames": 1}, {"frames": 3, "given": 3}, {"frames": 3, "begin": 1.5}, {"frames": 3.0}]
+)
 def test_numbers_out_of_range_are_refused(wrong):
     with pytest.raises(ValueError, match="latent_window: frames="):
         LatentWindow(**wrong)
+
+
+@pytest.mark.parametrize("wrong", [{"given": 1}, {"frames": 3, "start": 0.5}])
+def test_unknown_and_missing_keys_are_refused(wrong):
+    with pytest.raises(ValueError, match="latent_window=.*: give frames"):
+        diffusion(wrong)
+
+
+def test_clips_that_are_never_cut_are_refused():
+    task, _ = diffusion({"frames": 3})
+    task.check_shapes([Shape(5), Shape(25)])
+    with pytest.raises(ValueError, match=r"the longest clips have 9 frames, 3 latent ones.*at least 13 frames"):
+        task.check_shapes([Shape(1), Shape(9)])
+
+
+@pytest.mark.parametrize("frames", [2, 3])
+@pytest.mark.parametrize("ratios", [{"random": 1.0}, {"image_tail": 1.0}, {"image_head_tail": 1.0}])
+def test_something_is_always_left_to_generate(frames, ratios):
+    window, draws = LatentWindow(frames, given=frames - 1, begin=0.3), Draws(0, ROWS)
+    cut = window.cut(numbered(7), Causal(), draws)
+    other = FrameMask(ratios).draw(cut["latents"], draws)
+    mask = window.give(other, cut["given_latents"])
+    assert (mask.sum(1) >= 1).all()
+    later = cut["given_latents"] > 0
+    assert not mask[later, : frames - 1].any() and torch.equal(mask[~later], other[~later])
 
 
 def batch(frames):
@@ -171,12 +207,14 @@ def test_evaluation_takes_beginnings():
     assert found == plain.evaluate(short, 2, Draws(1, [0, 1]))
 
 
-def test_a_network_with_frames_as_a_condition_gets_them_there():
+@pytest.mark.parametrize("kind", ["none", "i2v_tail", "v2v_head_noisy"])
+def test_a_network_with_frames_as_a_condition_gets_them_there(kind):
+    """Whatever else is given, one frame is left to generate, and the given ones are those of the clip."""
     model = {**CONFIG["model"], "conditions": {**CONFIG["model"]["conditions"]}}
-    model["conditions"]["frames"] = {"type": "FrameCondition", "classes": {"none": 1.0}}
+    model["conditions"]["frames"] = {"type": "FrameCondition", "classes": {kind: 1.0}}
     task, seen = diffusion({"frames": 2, "given": 1, "begin": 0.0}, model=model)
     z, data = features(diffusion(None)[0], 17)
-    list(task.losses({**data, "latents": z}))
+    list(task.losses({**data, "latents": z, "reference_latents": z + 1.0}))
     mask, reference = seen["cond"]["reference_mask"], seen["cond"]["reference"]
     assert mask.tolist() == [[1.0, 0.0]] * 2
     cut = LatentWindow(2, 1, 0.0).cut({"latents": z}, task.vae, Draws(0, [0, 1], [0, 0]))["latents"]

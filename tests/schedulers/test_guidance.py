@@ -66,7 +66,7 @@ def test_an_interval_of_the_steps_is_guided_and_the_rest_takes_one_branch():
     assert guide({"text": {"scale": 7.0, "interval": (0, 1)}}, step=11, steps=12) == ([711.0], 2)
 
 
-@pytest.mark.parametrize("wrong", [(0.5, 0.5), (-0.1, 1), (0, 1.1), (1, 0), (0.5,)])
+@pytest.mark.parametrize("wrong", [(0.5, 0.5), (-0.1, 1), (0, 1.1), (1, 0), (0.5,), 0.5, "ab"])
 def test_an_interval_that_is_none_is_refused(wrong):
     with pytest.raises(ValueError, match=r"guidance interval=.*two shares of the steps"):
         Guidance({"text": {"scale": 7.0, "interval": wrong}})

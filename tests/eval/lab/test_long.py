@@ -19,7 +19,7 @@ def clip(row):
 
 @pytest.mark.parametrize("row", range(24))
 def test_a_true_long_clip_keeps_everything(row):
-    found = kept(clip(row), WORLD.scene(row), SMALL, FIRST, ROUNDS)
+    found = kept(clip(row), WORLD.scene(row), WORLD.scene(row).background, SMALL, FIRST, ROUNDS)
     assert found["last shape"] == found["last color"] == 1
     assert found["seam jump px"] < 0.3
 
@@ -35,7 +35,7 @@ def test_places_are_those_of_the_object(row):
 def test_a_jump_between_clips_is_seen():
     frames = clip(0)
     frames[FIRST:] = np.roll(frames[FIRST:], 5, axis=2)
-    found = kept(frames, WORLD.scene(0), SMALL, FIRST, ROUNDS)
+    found = kept(frames, WORLD.scene(0), WORLD.scene(0).background, SMALL, FIRST, ROUNDS)
     assert found["seam jump px"] == pytest.approx(5 / (ROUNDS - 1), abs=0.4)
 
 
@@ -44,12 +44,15 @@ def test_another_object_at_the_end_is_seen():
     one, other = (WORLD.scene(row).things[0] for row in rows[:2])
     frames = clip(rows[0])
     frames[-FIRST:] = clip(rows[1])[-FIRST:]
-    found = kept(frames, WORLD.scene(rows[0]), SMALL, FIRST, ROUNDS)
+    found = kept(frames, WORLD.scene(rows[0]), WORLD.scene(rows[0]).background, SMALL, FIRST, ROUNDS)
     assert found["last shape"] == float(one.shape == other.shape)
     assert found["last color"] == float(one.color == other.color)
 
 
 def test_an_object_that_is_lost_keeps_nothing():
     frames = clip(0)
+    scene, lost = WORLD.scene(0), {"last shape": 0.0, "last color": 0.0}
     frames[-3] = frames[0, 0, 0]
-    assert kept(frames, WORLD.scene(0), SMALL, FIRST, ROUNDS) == {"last shape": 0.0, "last color": 0.0}
+    assert kept(frames, scene, scene.background, SMALL, FIRST, ROUNDS) == lost
+    frames[-3] = 255 - frames[0, 0, 0]  # the whole frame has another colour
+    assert kept(frames, scene, scene.background, SMALL, FIRST, ROUNDS) == lost
