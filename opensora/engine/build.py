@@ -10,7 +10,7 @@ from torch import nn
 
 from opensora.acceleration.engine import Engine, build_engine
 from opensora.engine.checkpoint import list_checkpoints, weights_file
-from opensora.registry import CONDITIONS, LOADING_KEYS, MODELS, SCHEDULERS, bind, build, fill_in
+from opensora.registry import CONDITIONS, MODELS, SCHEDULERS, bind, build, fill_in
 from opensora.schedulers.guidance import Guidance
 from opensora.utils.meta_device import meta_device
 

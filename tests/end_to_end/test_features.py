@@ -110,6 +110,28 @@ def test_samples_of_the_posterior_and_validation_without_the_encoders(scripts, d
     assert sum("validation_loss" in line for line in read_log(tmp_path / "cached/run")) == 2
 
 
+def test_windows_of_longer_clips(scripts, denoiser, extraction, tmp_path, capsys):
+    """Cut from clips or from features: the same bits. A replay shows the windows, a dry run counts their tokens."""
+    longer = ["--dataset.num_frames", 9, "--vae.micro_frame_size", "none"]
+    scripts.here(*extraction(tmp_path / "features", *longer))
+    options = [*longer, "--latent_window", "{'frames': 2, 'begin': 0.3}", "--max-steps", 6, "--log-every", 1]
+    options += ["--validate-every", 3, "--validation.num_times", 2]
+    scripts.here(*denoiser(tmp_path / "live", *options))
+    cached = [*options, *on_features(tmp_path / "features")]
+    scripts.here(*denoiser(tmp_path / "cached", *cached))
+    assert_same(tmp_path / "cached/run", tmp_path / "live/run")
+    capsys.readouterr()
+    scripts.here(str(ROOT / "scripts/replay.py"), str(tmp_path / "cached/run"), "--step", "0")
+    assert "equal to the recorded" in capsys.readouterr().out
+    assert list((tmp_path / "cached/run").glob("replays/*/clips*.png"))
+    scripts.here(*denoiser(tmp_path / "dry", *options, "--dry-run"))
+    assert "windows of 2, " in capsys.readouterr().out
+    short = ["--dataset.num_frames", 5, "--latent_window", "{'frames': 2}"]
+    with pytest.raises(SystemExit):
+        scripts.here(*denoiser(tmp_path / "short", *options, *short))
+    assert "so no window lies anywhere but at their beginning" in "".join(capsys.readouterr())
+
+
 def test_features_that_do_not_fit_end_a_run_before_it_starts(
     scripts, denoiser, features, vae, tmp_path, capsys
 ):
