@@ -53,8 +53,8 @@ def kept(
 def follow(frames: np.ndarray, background: str) -> np.ndarray | None:
     """Return where the object is on each frame, x and y in pixels; None if a frame shows none.
 
-    Each axis is taken for a circle, and the object's place is the mean direction of what it covers. What covers
-    most of a frame is no object.
+    Each axis is taken for a circle, and the object's place is the mean direction of what it covers. What
+    covers most of a frame is no object.
 
     Args:
         frames: Bytes. Shape [T, H, W, 3].

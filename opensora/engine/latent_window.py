@@ -75,8 +75,8 @@ class LatentWindow:
         if latent_length(vae, longest) < least:
             raise ValueError(
                 f"latent_window: frames={self.frames}: the longest clips have {longest} frames, "
-                f"{latent_length(vae, longest)} latent ones, so no window lies anywhere but at their beginning; "
-                f"train on clips of at least {longest_clip(vae, least)} frames."
+                f"{latent_length(vae, longest)} latent ones, so no window lies anywhere but at their "
+                f"beginning; train on clips of at least {longest_clip(vae, least)} frames."
             )
 
     def cut(self, batch: Mapping[str, Any], vae: Any, draws: Any = None) -> dict[str, Any]:

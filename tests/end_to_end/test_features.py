@@ -111,7 +111,7 @@ def test_samples_of_the_posterior_and_validation_without_the_encoders(scripts, d
 
 
 def test_windows_of_longer_clips(scripts, denoiser, extraction, tmp_path, capsys):
-    """Cut from clips or from features: the same bits. A replay shows the windows, a dry run counts their tokens."""
+    """Cut from clips or features: the same bits. Replays show the windows, dry runs count their tokens."""
     longer = ["--dataset.num_frames", 9, "--vae.micro_frame_size", "none"]
     scripts.here(*extraction(tmp_path / "features", *longer))
     options = [*longer, "--latent_window", "{'frames': 2, 'begin': 0.3}", "--max-steps", 6, "--log-every", 1]

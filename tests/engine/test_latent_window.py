@@ -119,7 +119,8 @@ def test_unknown_and_missing_keys_are_refused(wrong):
 def test_clips_that_are_never_cut_are_refused():
     task, _ = diffusion({"frames": 3})
     task.check_shapes([Shape(5), Shape(25)])
-    with pytest.raises(ValueError, match=r"the longest clips have 9 frames, 3 latent ones.*at least 13 frames"):
+    said = r"the longest clips have 9 frames, 3 latent ones.*at least 13 frames"
+    with pytest.raises(ValueError, match=said):
         task.check_shapes([Shape(1), Shape(9)])
 
 
