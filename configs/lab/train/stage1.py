@@ -33,7 +33,7 @@ model.update(
 )
 model.conditions.pop("frames")
 guidance.scales.pop("frames")
-guidance.scales.text.update(scale=3.0, interval=(0.15, 1.0))
+guidance.scales.text.update(scale=4.0, interval=(0.15, 1.0))
 condition_dropout = {("text",): 0.1}
 scheduler.update(time_distribution="logit-normal", frame_factor="latent")
 optimizer.update(lr=2e-3, eps=1e-8, betas=(0.9, 0.99))
