@@ -32,6 +32,7 @@ STAGES = ("stage1", "stage2", "stage3", "stage4")  # of the denoiser
 FEATURES = {"stage1": "features", "stage3": "features3", "stage4": "features4"}  # written anew from these on
 STATISTICS_OF = 500  # clips
 LEAST_CLIPS = 2000  # that a denoiser is trained on, however short
+LONG_PROMPTS = 20  # at most, of long videos
 CURVES = dict.fromkeys(AUTOENCODER, "psnr") | dict.fromkeys(STAGES, "loss")
 WIDTH, HEIGHT = 360, 140  # of a curve
 
@@ -215,10 +216,16 @@ def ship(folder: Path, statistics: Sequence[str]) -> None:
 
 def judge(folder: Path, prompts: int, models: Sequence[object]) -> dict[str, Any]:
     """Judge models; return the result and the pictures beside it."""
-    options = ["--prompts", prompts, "--lab-dir", folder, "--save-dir", folder / "clips"]
-    run("-m", "eval.lab", T2V, "--modes", "t2v", "i2v", "extend", "vae", *options, *models)
-    pictures = {path.stem: path for path in sorted(folder.glob("*.png"))}
-    return {"text": (folder / "result.md").read_text(encoding="utf-8"), "pictures": pictures}
+    short, long = ("t2v", "i2v", "vae"), ("extend",)
+    texts, pictures = [], {}
+    for place, modes, number in ((folder, short, prompts), (folder / "long", long, min(prompts, LONG_PROMPTS))):
+        options = ["--prompts", number, "--lab-dir", place, "--save-dir", folder / "clips"]
+        if modes == long:
+            options += ["--seeds", 1, "--neighbours", 0]
+        run("-m", "eval.lab", T2V, "--modes", *modes, *options, *models)
+        texts.append((place / "result.md").read_text(encoding="utf-8").strip())
+        pictures |= {path.stem: path for path in sorted(place.glob("*.png"))}
+    return {"text": "\n\n".join(texts) + "\n", "pictures": pictures}
 
 
 # The report

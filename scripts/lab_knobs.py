@@ -18,6 +18,7 @@ from typing import Any
 
 from lab import (
     AUTOENCODER,
+    LONG_PROMPTS,
     STAGES,
     T2V,
     TRAIN,
@@ -36,7 +37,6 @@ from opensora.utils.files import write_text
 ABLATED = STAGES[:2]  # those of canonical captions
 _SCALE, _INTERVAL = "--guidance.scales.text.scale", "--guidance.scales.text.interval"
 GUIDANCE, SAMPLING_STEPS, FPS_TIMES, ROUNDS = (1.0, 2.0, 5.0, 8.0), (4, 25), (0.5, 2.0), (3, 10)
-LONG_PROMPTS = 20  # at most, of long videos
 WINDOWS = {  # of temporal blocks
     "one position": (-1, 1, 1),
     "lines": (-1, 1, -1),
