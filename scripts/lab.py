@@ -218,7 +218,8 @@ def judge(folder: Path, prompts: int, models: Sequence[object]) -> dict[str, Any
     """Judge models; return the result and the pictures beside it."""
     short, long = ("t2v", "i2v", "vae"), ("extend",)
     texts, pictures = [], {}
-    for place, modes, number in ((folder, short, prompts), (folder / "long", long, min(prompts, LONG_PROMPTS))):
+    few = min(prompts, LONG_PROMPTS)
+    for place, modes, number in ((folder, short, prompts), (folder / "long", long, few)):
         options = ["--prompts", number, "--lab-dir", place, "--save-dir", folder / "clips"]
         if modes == long:
             options += ["--seeds", 1, "--neighbours", 0]
