@@ -21,7 +21,7 @@ demo: setup ## train a tiny model and sample a video
 	$(BIN)/python scripts/demo.py $(ARGS)
 
 lab: setup ## train tiny models in a generated world and judge them, ARGS='--scale 10' on a GPU
-	$(BIN)/python scripts/lab.py $(or $(ARGS),--scale 0.15 --folder outputs/lab_short)
+	$(BIN)/python scripts/lab.py $(or $(ARGS),--scale 0.1 --folder outputs/lab_short)
 
 test: setup ## the fast tests, ARGS='tests/models -k name'
 	$(BIN)/python -m pytest -q --durations=10 -n 2 --dist loadfile $(ARGS)
