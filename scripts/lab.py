@@ -216,14 +216,12 @@ def ship(folder: Path, statistics: Sequence[str]) -> None:
 
 def judge(folder: Path, prompts: int, models: Sequence[object]) -> dict[str, Any]:
     """Judge models; return the result and the pictures beside it."""
-    short, long = ("t2v", "i2v", "vae"), ("extend",)
     texts, pictures = [], {}
-    few = min(prompts, LONG_PROMPTS)
-    for place, modes, number in ((folder, short, prompts), (folder / "long", long, few)):
-        options = ["--prompts", number, "--lab-dir", place, "--save-dir", folder / "clips"]
-        if modes == long:
-            options += ["--seeds", 1, "--neighbours", 0]
-        run("-m", "eval.lab", T2V, "--modes", *modes, *options, *models)
+    short = ["--modes", "t2v", "i2v", "vae", "--prompts", prompts]
+    long = ["--modes", "extend", "--prompts", min(prompts, LONG_PROMPTS), "--seeds", 1, "--neighbours", 0]
+    for place, options in ((folder, short), (folder / "long", long)):
+        places = ["--lab-dir", place, "--save-dir", folder / "clips"]
+        run("-m", "eval.lab", T2V, *options, *places, *models)
         texts.append((place / "result.md").read_text(encoding="utf-8").strip())
         pictures |= {path.stem: path for path in sorted(place.glob("*.png"))}
     return {"text": "\n\n".join(texts) + "\n", "pictures": pictures}

@@ -120,8 +120,8 @@ def inference_settings(folder: Path, prompts: int) -> list[dict[str, Any]]:
     words = f"as shipped: guidance {scale:g}, {steps} steps, {shift[on]}, {fps:g} fps"
     rows = [setting(words, measure="speed ratio")]
     rows += [setting(f"guidance scale {value:g}", [_SCALE, value]) for value in GUIDANCE if value != scale]
-    if cfg.guidance.scales.text.interval is not None:
-        rows.append(setting("guidance in all steps", [_INTERVAL, None]))
+    all_steps = "guidance in all steps"
+    rows.append(setting(all_steps, [_INTERVAL, None]))
     rows += [
         setting(f"{number} steps", ["--num-sampling-steps", number])
         for number in SAMPLING_STEPS
@@ -135,10 +135,8 @@ def inference_settings(folder: Path, prompts: int) -> list[dict[str, Any]]:
     for rounds in ROUNDS:
         options = ["--rounds", rounds, *few]
         rows.append(setting(f"loop {rounds}", options, modes=["extend"], measure="color drift"))
-    if cfg.guidance.scales.text.interval is not None:
-        options = ["--rounds", ROUNDS[-1], *few, _INTERVAL, None]
-        name = f"loop {ROUNDS[-1]}, guidance in all steps"
-        rows.append(setting(name, options, modes=["extend"], measure="color drift"))
+    options += [_INTERVAL, None]  # of the longest
+    rows.append(setting(f"loop {rounds}, {all_steps}", options, modes=["extend"], measure="color drift"))
     statistics = folder / "latents.json"
     if statistics.exists() and list((folder / STAGES[-1]).glob("checkpoints/*")):
         own = own_models(folder, option_words(statistics))

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from opensora.datasets.shape_world import CAMERAS
+from opensora.datasets.shape_scene import CAMERAS
 
 _STEP_S = 0.16  # between the frames that are compared: less than half of a pattern's period at any speed
 _FLAT = 0.02  # deviation of brightness below which nothing shows a camera that moves

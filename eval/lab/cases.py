@@ -9,7 +9,8 @@ from typing import Any
 
 from eval.lab.judge import Reading
 from opensora.datasets.shape_captions import describe
-from opensora.datasets.shape_world import DIRECTIONS, Scene, World, one_object
+from opensora.datasets.shape_scene import DIRECTIONS, Scene
+from opensora.datasets.shape_world import World, one_object
 from opensora.datasets.shapes import ShapesDataset
 from opensora.utils.random import Draws
 

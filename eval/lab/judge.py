@@ -13,7 +13,8 @@ import numpy as np
 
 from eval.lab.camera import read_camera
 from eval.lab.motion import Track, read_motion
-from opensora.datasets.shape_world import BACKGROUNDS, COLORS, World, cover, shades
+from opensora.datasets.shape_scene import BACKGROUNDS, COLORS, cover, shades
+from opensora.datasets.shape_world import World
 
 _NEAR = 0.3  # distance in RGB, of [0, 1], at which a pixel has a colour for sure
 _BACKGROUND = 0.2  # and half of the frame a background

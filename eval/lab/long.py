@@ -8,7 +8,8 @@ from dataclasses import replace
 import numpy as np
 
 from eval.lab.judge import judge
-from opensora.datasets.shape_world import BACKGROUNDS, Scene, World
+from opensora.datasets.shape_scene import BACKGROUNDS, Scene
+from opensora.datasets.shape_world import World
 
 _FAINT = 0.15  # distance from the background, of [0, 1], that is no object
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from eval.lab.judge import Reading
 from eval.lab.motion import fit_line
-from opensora.datasets.shape_world import BACKGROUNDS, DIRECTIONS, Scene
+from opensora.datasets.shape_scene import BACKGROUNDS, DIRECTIONS, Scene
 from opensora.datasets.shapes import ShapesDataset
 
 _CHUNK = 200  # training clips compared at once

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from opensora.datasets.shape_world import CAMERAS, DIRECTIONS, World
+from opensora.datasets.shape_scene import CAMERAS, DIRECTIONS
+from opensora.datasets.shape_world import World
 
 _STILL = 0.05  # sides: what moves less, stays
 _STRAIGHT = 0.15  # scatter around a line, over its length

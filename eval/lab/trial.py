@@ -104,10 +104,10 @@ def ask(
             if reading.speeds[0] is not None and true:
                 row["speed ratio"] = reading.speeds[0] / true
         if mode == "extend":
-            row["color drift"] = drift(frames, reading.background or case.scene.background, cfg["num_frames"])
+            background = reading.background or case.scene.background
+            row["color drift"] = drift(frames, background, cfg["num_frames"])
             if is_simple(world):
-                seen_behind = reading.background or case.scene.background
-                row |= kept(frames, case.scene, seen_behind, world, cfg["num_frames"], cfg["rounds"])
+                row |= kept(frames, case.scene, background, world, cfg["num_frames"], cfg["rounds"])
         for name in _GIVEN.get(mode, ()):
             place = 0 if name == "first" else -1
             given = _drawn(case, cfg)[place]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from opensora.layers import known_frames
 from opensora.layers.embeddings import PatchEmbed3D
 from opensora.layers.interfaces import Injection
-from opensora.layers.known_frames import KnownFrames, given_frames, of_class
+from opensora.layers.known_frames import KnownFrames, give_first, given_frames, of_class
 from opensora.registry import CONDITIONS
 
 CLASSES = (*known_frames.CLASSES, "other")
@@ -106,14 +106,12 @@ class FrameCondition(nn.Module):
             spans = draws.uniform("reference_span", 0, (len(names), 2))
             rows = [_given(name, z.shape[2], *span) for name, span in zip(names, spans.tolist(), strict=True)]
             mask = torch.stack(rows).to(z.device)
-            if "given_latents" in batch:  # of a clip that has begun before
-                place = torch.arange(z.shape[2], device=z.device)
-                begun = (place < batch["given_latents"].to(z.device)[:, None]).float()
-                mask = torch.maximum(mask, begun)
-                mask = torch.where(mask.all(1, keepdim=True), begun, mask)  # something is left to generate
             reference = batch["reference_latents"] if "reference_latents" in batch else z
-            if "given_latents" in batch:
-                reference = torch.where(begun[:, None, :, None, None].bool(), z, reference.to(z))
+            if "given_latents" in batch:  # the clip has begun before, and that is never noisy
+                count = batch["given_latents"]
+                mask = give_first(mask.bool(), count).float()
+                begun = give_first(torch.zeros_like(mask, dtype=torch.bool), count)
+                reference = torch.where(begun[:, None, :, None, None], z, reference.to(z))
         else:
             return {}
         return {"reference": reference * mask[:, None, :, None, None].to(reference), "reference_mask": mask}

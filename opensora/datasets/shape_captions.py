@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from opensora.datasets.shape_world import DIRECTIONS, Scene, Thing
+from opensora.datasets.shape_scene import DIRECTIONS, Scene, Thing
 
 STYLES = ("canonical", "varied", "mixed")
 

@@ -16,7 +16,8 @@ from opensora.datasets.captions import Captions
 from opensora.datasets.columns import Strings
 from opensora.datasets.manifest import Manifest
 from opensora.datasets.shape_captions import STYLES, describe, describe_image
-from opensora.datasets.shape_world import WORLDS, Scene, World, draw_scene
+from opensora.datasets.shape_scene import Scene
+from opensora.datasets.shape_world import WORLDS, World, draw_scene
 from opensora.datasets.video_io import IMAGE_FPS
 from opensora.registry import DATASETS
 from opensora.utils.random import Draws
@@ -54,7 +55,7 @@ class ShapesDataset(Dataset):
         score_dropout: Probability that a score is left out, each for itself.
         label: Parts of the scene that make a class number, of "shape", "color", "motion", "background"; None
             makes none. The class is that of the first object.
-        shapes: Narrows the world; None takes the world's own. Names are in `shape_world`.
+        shapes: Narrows the world; None takes the world's own. Names are in `shape_scene`.
         colors: As shapes.
         backgrounds: As shapes.
         patterns: As shapes.

@@ -22,6 +22,7 @@ from opensora.engine.features import encode_moments, latents_of
 from opensora.engine.latent_window import LatentWindow
 from opensora.engine.noise_augmentation import NoiseAugmentation
 from opensora.engine.offload import Offload
+from opensora.layers.known_frames import give_first
 from opensora.schedulers.guidance import Guidance
 from opensora.utils.random import Draws
 
@@ -38,7 +39,7 @@ class LatentDiffusion:
         sample_posterior: Whether latents are samples of the autoencoder's posterior, or its mean.
         seed: Names the random numbers of training, with epoch and sample.
         noise_augmentation: Degrades the clips that the model is trained to restore, see `NoiseAugmentation`.
-        latent_window: Trains on parts of longer clips, see `LatentWindow`.
+        window: Trains on parts of longer clips.
 
     Raises:
         ValueError: A setting is wrong, or two of them exclude each other.
@@ -52,7 +53,7 @@ class LatentDiffusion:
         sample_posterior: bool = False,
         seed: int = 0,
         noise_augmentation: Mapping[str, Any] | None = None,
-        latent_window: Mapping[str, Any] | None = None,
+        window: LatentWindow | None = None,
     ) -> None:
         self.model = components.model
         self.forward_model = self.model  # what losses call; an engine puts its wrapper here
@@ -67,7 +68,7 @@ class LatentDiffusion:
         self.placed: torch.device | None = None  # where a training computes; weights may wait elsewhere
         self.offload: Offload | None = None  # brings networks when they are used; without it all are here
         self.augmentation = NoiseAugmentation(noise_augmentation) if noise_augmentation else None
-        self.window = LatentWindow.from_config(latent_window) if latent_window else None
+        self.window = window
         if self.window is not None and self.augmentation is not None and self.augmentation.needs_pixels:
             raise ValueError(
                 "latent_window cuts latents, and noise_augmentation degrades whole clips of pixels; use its "
@@ -83,10 +84,9 @@ class LatentDiffusion:
     def from_config(cls, cfg: Mapping[str, Any], components: Components | None = None) -> "LatentDiffusion":
         """Build the components of a config, or take these, with its other keys as far as it has them."""
         names = ("condition_dropout", "sample_posterior", "seed", "noise_augmentation")
-        names += ("latent_window",)
         settings = {key: cfg[key] for key in names if key in cfg}
-        if "latent_window" in settings and settings["latent_window"]:
-            LatentWindow.from_config(settings["latent_window"])  # before networks are built
+        if "latent_window" in cfg and cfg["latent_window"]:  # a wrong one ends before networks are built
+            settings["window"] = LatentWindow.from_config(cfg["latent_window"])
         return cls(components or build_components(cfg), **settings)
 
     @property
@@ -151,8 +151,8 @@ class LatentDiffusion:
 
         Returns:
             Latents [B, Z, T, H, W], or None without a video; and `cond`: every tensor has B rows, `fps`,
-            `height`, `width` and `num_frames` stay on the CPU. `given_latents` there, on the CPU too, says
-            how many first latent frames of a window are given.
+            `height`, `width` and `num_frames` stay on the CPU. In training with windows `given_latents`
+            there, on the CPU too, says how many first latent frames of each are given.
         """
         batch = dict(batch)
         conditions = self.model.conditions
@@ -224,7 +224,6 @@ class LatentDiffusion:
     def evaluate(self, batch: Mapping[str, Any], num_times: int, draws: Draws) -> dict[str, float]:
         """Return a batch's mean loss at fixed times, evenly spaced in (0, 1), without drops or masks."""
         z, cond = self.encode(batch, draws, beginning=True)
-        cond.pop("given_latents", None)  # none
         values = {}
         for i in range(1, num_times + 1):
             t = torch.full((z.shape[0],), i / (num_times + 1))
@@ -358,7 +357,8 @@ class LatentDiffusion:
         conditions = self.model.conditions.values()
         if given is None or any(getattr(c, "draws_references", False) for c in conditions):
             return mask  # such a condition gives the first frames of windows
-        return self.window.give(mask, given)
+        known = torch.zeros(len(z), z.shape[2], dtype=torch.bool) if mask is None else mask == 0
+        return (~give_first(known, given)).float()
 
     def _draw_drops(self, draws: Draws, device: torch.device) -> dict[str, Tensor]:
         if not self.condition_dropout:

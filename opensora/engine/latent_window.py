@@ -90,45 +90,26 @@ class LatentWindow:
 
         Returns:
             The batch with `latents` [B, Z, frames, H, W], with `num_frames` of a clip of that length, and
-            with `given_latents`: how many latent frames are given. Shape [B].
+            with `given_latents` if there are draws: how many latent frames are given. Shape [B].
         """
         z, whole = batch["latents"], chunk_latents(vae)
         spare = z.shape[2] - self.frames
         if spare <= 0:
             return dict(batch)
-        starts = torch.zeros(len(z), dtype=torch.long)
+        out, starts = dict(batch), torch.zeros(len(z), dtype=torch.long)
         if draws is not None:
             u = draws.uniform("latent_window", 0, (len(z), 2)).double()
             later = whole * (1 + (u[:, 1] * (spare // whole)).long())
             starts = torch.where((u[:, 0] < self.begin) | (later > spare), 0, later)
-        out = dict(batch)
+            out["given_latents"] = torch.where(starts > 0, self.given, 0)
         for name in ("latents", "reference_latents"):
             if name in batch:
                 rows = zip(batch[name], starts.tolist(), strict=True)
                 out[name] = torch.stack([row[:, start : start + self.frames] for row, start in rows])
         if "num_frames" in batch:
             out["num_frames"] = self.length(vae, batch["num_frames"])
-        out["given_latents"] = torch.where(starts > 0, self.given, 0)
         return out
 
     def length(self, vae: Any, num_frames: Tensor) -> Tensor:
         """Return the frames of windows of clips: those of a clip of their latent frames. Shape [B]."""
         return torch.as_tensor(num_frames).clamp(max=longest_clip(vae, self.frames))
-
-    def give(self, mask: Tensor | None, given: Tensor) -> Tensor:
-        """Mark the given latent frames of windows.
-
-        Args:
-            mask: Frame mask of the rest, 1 = generated, or None. Shape [B, frames].
-            given: How many frames are given, from `cut`. Shape [B].
-
-        Returns:
-            The mask with 0 at these frames. Where nothing would be left to generate, they are the only given
-            ones. Shape [B, frames].
-        """
-        own = torch.where(torch.arange(self.frames) < given.cpu()[:, None], 0.0, 1.0)
-        if mask is None:
-            return own
-        own = own.to(mask)
-        both = torch.minimum(mask, own)
-        return torch.where(both.any(1, keepdim=True), both, own)

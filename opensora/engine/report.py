@@ -108,13 +108,13 @@ def bucket_lines(task: Any, plan: Any) -> list[str]:
         if getattr(task, "vae", None) is not None and hasattr(task, "model"):
             latent = task.vae.latent_shape(frames, height, width)
             line += f", latents {' x '.join(map(str, latent))}"
-            window = getattr(task, "window", None)
+            window, unit = getattr(task, "window", None), "clip"
             if window is not None and window.frames < latent[0]:
-                latent = (window.frames, *latent[1:])
+                latent, unit = (window.frames, *latent[1:]), "window"
                 line += f", windows of {window.frames}"
             patch = getattr(task.model, "patch_size", (1, 1, 1))
             tokens = math.prod(-(-n // p) for n, p in zip(latent, patch, strict=True))
-            line += f", {tokens:,} tokens a {'clip' if window is None else 'window'}"
+            line += f", {tokens:,} tokens a {unit}"
         lines.append(line)
     return lines
 

@@ -140,6 +140,21 @@ def given_frames(entries: Iterable[KnownFrames], frames: int) -> Tensor:
     return mask
 
 
+def give_first(given: Tensor, count: Tensor) -> Tensor:
+    """Give the first frames of clips too; where nothing would be left to make, only these.
+
+    Args:
+        given: Which frames are given. Bool, shape [B, T].
+        count: How many first frames, fewer than T. Shape [B].
+
+    Returns:
+        Bool, shape [B, T].
+    """
+    first = torch.arange(given.shape[1], device=given.device) < count.to(given.device)[:, None]
+    both = given | first
+    return torch.where(both.all(1, keepdim=True), first, both)
+
+
 def lay(
     entries: Iterable[KnownFrames],
     references: Sequence[Tensor],

@@ -54,7 +54,7 @@ def table(write_clip, write_table, tmp_path):
     return write_table("path,text,num_frames,height,width", *lines)
 
 
-@pytest.mark.slow  # the allocator settles within 4,000 reads, then nothing changes
+@pytest.mark.slow  # fewer reads are not enough: the allocator settles slowly
 def test_workers_do_not_grow(table):
     """In 100 clips by less than 1 MB."""
     assert max(growth(table, 6000)) * 100 < 1e6

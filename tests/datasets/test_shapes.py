@@ -11,7 +11,8 @@ from opensora.datasets.buckets import ClipIndex
 from opensora.datasets.features import ClipSource
 from opensora.datasets.loader import build_buckets
 from opensora.datasets.planner import Planner
-from opensora.datasets.shape_world import DIRECTIONS, MOTIONS, SHAPES, is_held_out
+from opensora.datasets.shape_scene import DIRECTIONS, MOTIONS, SHAPES
+from opensora.datasets.shape_world import is_held_out
 from opensora.datasets.shapes import ShapesDataset
 
 FULL = dict(world="full", num_frames=9, image_size=(48, 32), fps=(8, 12))

@@ -7,28 +7,9 @@ import torch
 
 from opensora.engine.latent_diffusion import LatentDiffusion
 from opensora.engine.latent_window import LatentWindow
-from opensora.schedulers.frame_masks import FrameMask
 from opensora.utils.random import Draws
 
 ROWS = list(range(400))
-CONFIG = {
-    "model": {
-        "type": "STDiT3",
-        "hidden_size": 24,
-        "depth": 1,
-        "num_heads": 2,
-        "conditions": {"text": {"type": "TextCondition", "text_width": 6, "text_length": 5}},
-    },
-    "vae": {
-        "type": "VideoVAE",
-        "latent_channels": 4,
-        "channels": 32,
-        "channel_multipliers": (1, 1, 1, 1),
-        "num_res_blocks": 1,
-        "micro_frame_size": None,
-    },
-    "scheduler": {"type": "RectifiedFlow"},
-}
 
 
 class Shape(NamedTuple):
@@ -62,6 +43,33 @@ def starts_of(out):
     return z[:, 0].long()
 
 
+@pytest.fixture
+def diffusion(tiny):
+    """Return a function that builds a task with windows, and a record of what its network sees."""
+
+    def build(window, **others):
+        torch.manual_seed(0)
+        task = LatentDiffusion.from_config({**tiny, "latent_window": window, **others})
+        seen = {}
+
+        def model(x, t, cond, drop, known=None):
+            seen.update(x=x, t=t, cond=cond)
+            return torch.zeros_like(x)
+
+        task.forward_model = model
+        return task, seen
+
+    return build
+
+
+@pytest.fixture
+def features(diffusion, batch):
+    """Return the latents of a batch of 17 frames, and the batch without its video."""
+    data = batch(17)
+    z, _ = diffusion(None)[0].encode(data)
+    return z, {k: v for k, v in data.items() if k != "video"}
+
+
 def test_places_are_drawn_evenly_and_only_later_ones_get_frames():
     out = LatentWindow(3, given=2, begin=0.4).cut(numbered(7), Causal(), Draws(0, ROWS))
     starts = starts_of(out)
@@ -88,15 +96,15 @@ def test_short_clips_and_images_are_taken_whole(frames):
 
 def test_without_draws_each_window_is_the_beginning():
     out = LatentWindow(3, begin=0.0).cut(numbered(7), Causal())
-    assert not starts_of(out).any() and not out["given_latents"].any()
+    assert not starts_of(out).any() and "given_latents" not in out
 
 
-def test_pieces_that_are_coded_at_once_stay_whole():
+def test_pieces_that_are_coded_at_once_stay_whole(diffusion, tiny):
     vae = Causal()
     vae.micro_frame_size = 5  # two latents
     starts = starts_of(LatentWindow(4, given=2, begin=0.0).cut(numbered(11), vae, Draws(0, ROWS)))
     assert set(starts.tolist()) == {2, 4, 6}
-    model = {**CONFIG["vae"], "micro_frame_size": 17}  # five latents
+    model = {**tiny["vae"], "micro_frame_size": 17}  # five latents
     with pytest.raises(ValueError, match=r"frames=10, given=1: this vae codes 5 latent frames at once"):
         diffusion({"frames": 10}, vae=model)
     diffusion({"frames": 10, "given": 5}, vae=model)
@@ -111,12 +119,12 @@ def test_numbers_out_of_range_are_refused(wrong):
 
 
 @pytest.mark.parametrize("wrong", [{"given": 1}, {"frames": 3, "start": 0.5}])
-def test_unknown_and_missing_keys_are_refused(wrong):
+def test_unknown_and_missing_keys_are_refused(wrong, diffusion):
     with pytest.raises(ValueError, match="latent_window=.*: give frames"):
         diffusion(wrong)
 
 
-def test_clips_that_are_never_cut_are_refused():
+def test_clips_that_are_never_cut_are_refused(diffusion):
     task, _ = diffusion({"frames": 3})
     task.check_shapes([Shape(5), Shape(25)])
     said = r"the longest clips have 9 frames, 3 latent ones.*at least 13 frames"
@@ -124,53 +132,10 @@ def test_clips_that_are_never_cut_are_refused():
         task.check_shapes([Shape(1), Shape(9)])
 
 
-@pytest.mark.parametrize("frames", [2, 3])
-@pytest.mark.parametrize("ratios", [{"random": 1.0}, {"image_tail": 1.0}, {"image_head_tail": 1.0}])
-def test_something_is_always_left_to_generate(frames, ratios):
-    window, draws = LatentWindow(frames, given=frames - 1, begin=0.3), Draws(0, ROWS)
-    cut = window.cut(numbered(7), Causal(), draws)
-    other = FrameMask(ratios).draw(cut["latents"], draws)
-    mask = window.give(other, cut["given_latents"])
-    assert (mask.sum(1) >= 1).all()
-    later = cut["given_latents"] > 0
-    assert not mask[later, : frames - 1].any() and torch.equal(mask[~later], other[~later])
-
-
-def batch(frames):
-    sizes = {"fps": 24.0, "num_frames": float(frames), "height": 16.0, "width": 16.0}
-    return {
-        "video": Draws(9, [0, 1]).normal("clip", 0, (2, 3, frames, 16, 16)).clamp(-1, 1),
-        "text_features": Draws(9, [0, 1]).normal("text", 0, (2, 5, 6)),
-        "sample": torch.tensor([0, 1]),
-        "epoch": torch.zeros(2, dtype=torch.int64),
-        **{name: torch.full((2,), value) for name, value in sizes.items()},
-    }
-
-
-def diffusion(window, **others):
-    torch.manual_seed(0)
-    task = LatentDiffusion.from_config({**CONFIG, "latent_window": window, **others})
-    seen = {}
-
-    def model(x, t, cond, drop, known=None):
-        seen.update(x=x, t=t, cond=cond)
-        return torch.zeros_like(x)
-
-    task.forward_model = model
-    return task, seen
-
-
-def features(task, frames):
-    """The latents of a batch, and the batch without its video."""
-    data = batch(frames)
-    z, _ = task.encode(data, beginning=True)
-    return z, {k: v for k, v in data.items() if k != "video"}
-
-
-def test_the_loss_is_that_of_the_cut_clips_with_their_frames_given():
+def test_the_loss_is_that_of_the_cut_clips_with_their_frames_given(diffusion, features):
     window = {"frames": 2, "given": 1, "begin": 0.0}
     plain, _ = diffusion(None)
-    z, data = features(plain, 17)
+    z, data = features
     task, seen = diffusion(window)
     ((_, values),) = task.losses({**data, "latents": z})
     cut = LatentWindow(**window).cut({"latents": z}, task.vae, Draws(0, [0, 1], [0, 0]))
@@ -189,19 +154,30 @@ def test_the_loss_is_that_of_the_cut_clips_with_their_frames_given():
     assert torch.equal(values["per_sample"], expected["per_sample"])
 
 
-def test_encoded_on_the_way_equals_stored():
+@pytest.mark.parametrize("ratios", [{"random": 1.0}, {"image_tail": 1.0}, {"image_head_tail": 1.0}])
+def test_something_is_always_left_to_generate(ratios, diffusion):
+    """Also where a mask gives the rest of a window."""
+    task, _ = diffusion({"frames": 3, "given": 2}, frame_mask={"type": "FrameMask", "ratios": ratios})
+    draws, given = Draws(0, ROWS), torch.tensor([0, 2]).repeat(200)
+    z = numbered(3)["latents"]
+    mask, other = task._draw_mask(z, given, draws), task.frame_mask.draw(z, draws)
+    assert (mask.sum(1) >= 1).all()
+    assert not mask[given > 0, :2].any() and torch.equal(mask[given == 0], other[given == 0])
+
+
+def test_encoded_on_the_way_equals_stored(diffusion, batch, features):
     task, _ = diffusion({"frames": 2, "given": 1, "begin": 0.3})
     data = batch(17)
     ((_, live),) = task.losses(data)
-    z, rest = features(diffusion(None)[0], 17)
+    z, rest = features
     ((_, stored),) = task.losses({**rest, "latents": z})
     assert torch.equal(live["per_sample"], stored["per_sample"])
 
 
-def test_evaluation_takes_beginnings():
+def test_evaluation_takes_beginnings(diffusion, features):
     window = {"frames": 2, "given": 1, "begin": 0.0}
     plain, _ = diffusion(None)
-    z, data = features(plain, 17)
+    z, data = features
     task, seen = diffusion(window)
     found = task.evaluate({**data, "latents": z}, 2, Draws(1, [0, 1]))
     short = {**data, "latents": z[:, :, :2], "num_frames": seen["cond"]["num_frames"]}
@@ -209,12 +185,12 @@ def test_evaluation_takes_beginnings():
 
 
 @pytest.mark.parametrize("kind", ["none", "i2v_tail", "v2v_head_noisy"])
-def test_a_network_with_frames_as_a_condition_gets_them_there(kind):
+def test_a_network_with_frames_as_a_condition_gets_them_there(kind, diffusion, tiny, features):
     """Whatever else is given, one frame is left to generate, and the given ones are those of the clip."""
-    model = {**CONFIG["model"], "conditions": {**CONFIG["model"]["conditions"]}}
+    model = {**tiny["model"], "conditions": {**tiny["model"]["conditions"]}}
     model["conditions"]["frames"] = {"type": "FrameCondition", "classes": {kind: 1.0}}
     task, seen = diffusion({"frames": 2, "given": 1, "begin": 0.0}, model=model)
-    z, data = features(diffusion(None)[0], 17)
+    z, data = features
     list(task.losses({**data, "latents": z, "reference_latents": z + 1.0}))
     mask, reference = seen["cond"]["reference_mask"], seen["cond"]["reference"]
     assert mask.tolist() == [[1.0, 0.0]] * 2
@@ -222,7 +198,7 @@ def test_a_network_with_frames_as_a_condition_gets_them_there(kind):
     assert torch.equal(reference[:, :, 0], cut[:, :, 0]) and not reference[:, :, 1].any()
 
 
-def test_whole_clips_of_degraded_pixels_are_refused():
+def test_whole_clips_of_degraded_pixels_are_refused(diffusion):
     kinds = {"gaussian_pixel": {"probability": 0.5, "strength": 0.4}}
     with pytest.raises(ValueError, match="latent_window cuts latents, and noise_augmentation degrades"):
         diffusion({"frames": 2}, noise_augmentation=kinds)

@@ -103,40 +103,17 @@ def test_wrong_kinds_are_refused(kinds, said):
 
 # In the loss
 
-CONFIG = {
-    "model": {
-        "type": "STDiT3",
-        "hidden_size": 24,
-        "depth": 1,
-        "num_heads": 2,
-        "conditions": {"text": {"type": "TextCondition", "text_width": 6, "text_length": 5}},
-    },
-    "vae": {
-        "type": "VideoVAE",
-        "latent_channels": 4,
-        "channels": 32,
-        "channel_multipliers": (1, 1, 1, 1),
-        "num_res_blocks": 1,
-    },
-    "scheduler": {"type": "RectifiedFlow"},
-}
 
+@pytest.fixture
+def diffusion(tiny):
+    """Return a function that builds a task with some degradations."""
 
-def diffusion(kinds, **scheduler):
-    torch.manual_seed(0)
-    cfg = {**CONFIG, "scheduler": {**CONFIG["scheduler"], **scheduler}, "noise_augmentation": kinds}
-    return LatentDiffusion.from_config(cfg)
+    def build(kinds, **scheduler):
+        torch.manual_seed(0)
+        cfg = {**tiny, "scheduler": {**tiny["scheduler"], **scheduler}, "noise_augmentation": kinds}
+        return LatentDiffusion.from_config(cfg)
 
-
-def batch(frames=5):
-    sizes = {"fps": 24.0, "num_frames": float(frames), "height": 16.0, "width": 16.0}
-    return {
-        "video": Draws(9, [0, 1]).normal("clip", 0, (2, 3, frames, 16, 16)).clamp(-1, 1),
-        "text_features": Draws(9, [0, 1]).normal("text", 0, (2, 5, 6)),
-        "sample": torch.tensor([0, 1]),
-        "epoch": torch.zeros(2, dtype=torch.int64),
-        **{name: torch.full((2,), value) for name, value in sizes.items()},
-    }
+    return build
 
 
 def inputs(task, data):
@@ -152,7 +129,7 @@ def inputs(task, data):
     return seen["x"], seen["t"], values["per_sample"]
 
 
-def test_the_velocity_points_to_the_clean_clip():
+def test_the_velocity_points_to_the_clean_clip(diffusion, batch):
     pixel = {"gaussian_pixel": {"probability": 1.0, "strength": 1.0}}
     x, t, loss = inputs(diffusion(None), batch())
     noisy_x, noisy_t, noisy_loss = inputs(diffusion(pixel), batch())
@@ -167,7 +144,7 @@ def test_the_velocity_points_to_the_clean_clip():
     assert difference.abs().max() > 1e-3
 
 
-def test_above_a_time_the_input_is_clean():
+def test_above_a_time_the_input_is_clean(diffusion, batch):
     feature = {"gaussian_feature": {"probability": 1.0, "strength": 1.0}}
     clean, t, _ = inputs(diffusion(None), batch())
     middle = float(t.mean())
@@ -175,7 +152,7 @@ def test_above_a_time_the_input_is_clean():
     assert [torch.equal(a, b) for a, b in zip(x, clean, strict=True)] == (t > middle).tolist()
 
 
-def test_images_and_untouched_batches_are_trained_as_without():
+def test_images_and_untouched_batches_are_trained_as_without(diffusion, batch):
     certain = {name: {**kind, "probability": 1.0} for name, kind in ALL.items()}
     assert torch.equal(inputs(diffusion(certain), batch(1))[0], inputs(diffusion(None), batch(1))[0])
     never = {name: {**kind, "probability": 0.0} for name, kind in ALL.items()}
@@ -187,7 +164,7 @@ def test_images_and_untouched_batches_are_trained_as_without():
     assert len(encoded) == 2  # once per clip
 
 
-def test_stored_latents_can_only_get_latent_noise():
+def test_stored_latents_can_only_get_latent_noise(diffusion, batch):
     data = batch()
     data["latents"] = diffusion(None).encode(data)[0]
     del data["video"]

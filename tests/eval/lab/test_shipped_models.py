@@ -33,18 +33,18 @@ def check(found: dict[str, float], least: dict[str, float]) -> None:
 
 def test_shipped_models_obey_few_prompts(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    check(adherence(tmp_path, 8, 6), {"color": 0.99, "motion": 0.85, "shape": 0.6})  # measured: 1, 1, 0.875
+    check(adherence(tmp_path, 8, 6), {"color": 0.99, "motion": 0.85, "shape": 0.6})  # measured: all 1
 
 
 def test_clips_that_continue_each_other_go_on(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     clips = judged(tmp_path, "extend", 4, 6, "--rounds", 4)["clips"]
     assert all(clip["last color"] == 1 for clip in clips)
-    assert max(clip["color drift"] for clip in clips) < 3  # measured: 1.5
-    assert max(clip["seam jump px"] for clip in clips) < 4  # measured: 1.4; 8.9 without the last stage
+    assert max(clip["color drift"] for clip in clips) < 3  # measured: 1.8
+    assert max(clip["seam jump px"] for clip in clips) < 4  # measured: 1.5; 8.9 on average without the last stage
 
 
 @pytest.mark.slow
 def test_shipped_models_obey_more_prompts(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    check(adherence(tmp_path, 24, 12), {"color": 0.99, "motion": 0.95, "all": 0.85})  # measured: 1, 1, 0.96
+    check(adherence(tmp_path, 24, 12), {"color": 0.99, "motion": 0.95, "all": 0.85})  # measured: all 1
