@@ -18,7 +18,7 @@ from opensora.utils.memory import fresh_process, keep_freed_memory, peak_memory
 THREADS = 2
 FIRST, SECOND = (16, 8, 32, 32), (16, 20, 45, 80)  # channels, frames, rows, columns
 OVER_BARE = {FIRST: 1.15, SECOND: 1.10}
-REPEATS = {FIRST: 7, SECOND: 3}
+REPEATS = {FIRST: 15, SECOND: 3}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 MODES = ("forward", "forward+backward")
 TEXT_TOKENS, TEXT_WIDTH = 64, 4096

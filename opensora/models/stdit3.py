@@ -13,7 +13,7 @@ from opensora.acceleration.activation_checkpoint import checkpointed
 from opensora.acceleration.parallel import parallel_state
 from opensora.layers.attention import CrossAttention, SelfAttention
 from opensora.layers.embeddings import PatchEmbed3D, TimestepEmbedder, position_embedding_2d, unpatchify
-from opensora.layers.fused import modulated_norm
+from opensora.layers.fused import gated_sum, modulated_norm
 from opensora.layers.interfaces import Injection, inject
 from opensora.layers.rope import RotaryEmbedding, RotaryTable, join_tables
 from opensora.layers.sampling_cache import BranchCache
@@ -123,19 +123,22 @@ class STDiT3Block(nn.Module):
         geometry: Geometry,
         keys: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """Update the tokens. Shape [B, T, S, D] in and out; `keys` as `CrossAttention` takes them."""
+        """Update the tokens, where they lie if no gradients are kept; `keys` as `CrossAttention` takes them.
+
+        Shape [B, T, S, D] in and out.
+        """
         table = (self.scale_shift_table + inputs.modulation)[:, :, :, None]  # [B, T or 1, 6, 1, D]
         shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = table.unbind(2)
         h = modulated_norm(x, shift_attn, scale_attn).flatten(1, 2)
         h = self.attn(h, geometry.plan, geometry.rope).view_as(x)
-        x = torch.addcmul(x, gate_attn, h)
+        x = gated_sum(x, h, gate_attn)
         context = inputs.injection
         if context.context is not None:
             null = context.null_context if context.null_frames is not None else None
             tokens = context.context, context.context_mask, null, context.null_frames
-            x = x + self.cross_attn(x, *tokens, keys)
+            x = gated_sum(x, self.cross_attn(x, *tokens, keys))
         h = self.mlp(modulated_norm(x, shift_mlp, scale_mlp))
-        return torch.addcmul(x, gate_mlp, h)
+        return gated_sum(x, h, gate_mlp)
 
     def text_keys(self, injection: Injection) -> tuple[Tensor, Tensor] | None:
         """Return keys and values of the contexts, which do not depend on the tokens."""

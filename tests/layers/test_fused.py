@@ -64,6 +64,30 @@ def test_norm_and_turn(norm, turn, monkeypatch):
         agree(ours, plain, qkv, weight, atol=1e-5, rtol=1e-5)  # gradients as well
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gated_sum_takes_the_place_of_its_first_term_without_gradients(dtype):
+    torch.manual_seed(0)
+    x, h, gate = torch.randn(2, 3, 4, 6).to(dtype), torch.randn(2, 3, 4, 6).to(dtype), torch.randn(2, 1, 1, 6)
+    gate = gate.to(dtype)
+    for g in (gate, None):
+        own = x.clone()
+        expected = torch.addcmul(x, gate, h) if g is not None else x + h
+        assert torch.equal(fused.gated_sum(own, h, g), expected)
+        assert torch.equal(own, x)  # gradients might need it
+        with torch.no_grad():
+            found = fused.gated_sum(own, h, g)
+        assert torch.equal(found, expected)
+        assert found is own
+
+
+def test_gated_sum_of_mixed_precision():
+    x, h, gate = torch.randn(1, 2, 3, 4), torch.randn(1, 2, 3, 4).bfloat16(), torch.randn(1, 1, 1, 4)
+    before = x.clone()
+    with torch.no_grad():
+        found = fused.gated_sum(x, h, gate)
+    torch.testing.assert_close(found, before + gate * h.float())
+
+
 def test_mlp_with_and_without_gradients():
     torch.manual_seed(0)
     fc1, fc2, x = nn.Linear(6, 24), nn.Linear(24, 6), torch.randn(2, 700, 6)
