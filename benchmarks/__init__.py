@@ -1,4 +1,4 @@
-"""Benchmarks: each file beside the entry measures one subject, with an aim beside every figure.
+"""Benchmarks: one subject per file, with an aim beside the figures that have one.
 
 `python -m benchmarks NAME...` runs the named ones; each has `run() -> Iterator[Measure]`.
 """

@@ -15,7 +15,7 @@ import benchmarks
 from benchmarks.measure import ONLY
 from opensora.utils.user_errors import one_line_errors
 
-_NOT_A_BENCHMARK = ("__main__", "bare", "breakdown", "measure", "pieces")
+_NOT_A_BENCHMARK = ("__main__", "bare", "breakdown", "measure", "pieces", "processes")
 
 
 def main() -> int:

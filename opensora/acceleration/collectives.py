@@ -1,4 +1,4 @@
-"""Exchanges between the processes of a sequence group that gradients run back through.
+"""Exchanges between the processes of a sequence group; gradients run back through most of them.
 
 Cuts may be uneven, and a process may get nothing. With one process each function returns what it was given.
 
@@ -81,6 +81,22 @@ def spread(call: Callable[[Any], Tensor], parts: Sequence[Any], device: torch.de
         for source in range(len(some)):
             (shared,) = share_batches(own, source)
             yield shared["result"].to(device)
+
+
+def pass_on(x: Tensor) -> Tensor:
+    """Give `x` to the next process of the sequence group, and return what the one before gave.
+
+    The first process follows the last. All of them call this, with the same shape and dtype; no gradients.
+    """
+    state, x = parallel_state(), x.contiguous()
+    if state.sequence_size == 1:
+        return x
+    arriving, leaving = [0] * state.sequence_size, [0] * state.sequence_size
+    leaving[(state.sequence_rank + 1) % state.sequence_size] = x.numel()
+    arriving[state.sequence_rank - 1] = x.numel()
+    received = torch.empty_like(x)
+    dist.all_to_all_single(received.view(-1), x.view(-1), arriving, leaving, group=state.sequence_group)
+    return received
 
 
 class _Exchange(torch.autograd.Function):

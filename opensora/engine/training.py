@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +35,11 @@ from opensora.layers.fused import is_bf16_quick
 from opensora.layers.sequence import check_mode, set_sequence_parallel
 from opensora.utils.config import make_run_folder
 from opensora.utils.config_defaults import base_configs
-from opensora.utils.files import if_disk_allows
+from opensora.utils.files import alone_in, if_disk_allows
 from opensora.utils.logging import get_logger
 from opensora.utils.memory import keep_freed_memory
 from opensora.utils.random import seed_everything, use_deterministic_kernels
+from opensora.utils.user_errors import USER_ERRORS
 
 STARTS = "starts.jsonl"
 
@@ -58,6 +60,7 @@ def train(cfg: Any, make_task: Callable[[Mapping[str, Any]], Any], dry_run: bool
 
     Raises:
         ValueError: A setting is wrong, or settings contradict each other.
+        BlockingIOError: Another process works in the run's folder.
         FileNotFoundError: A table, weights or a checkpoint is missing.
         ImportError: A package that the config asks for is not installed.
     """
@@ -65,7 +68,9 @@ def train(cfg: Any, make_task: Callable[[Mapping[str, Any]], Any], dry_run: bool
     init_distributed(None if cfg["device"] == "auto" else cfg["device"], sp_size=cfg["sp_size"])
     if parallel_state().device.type == "cpu":
         keep_freed_memory()
+    stay = ExitStack()  # in the run's folder
     try:
+        alone = not dry_run and _enter(cfg, stay)
         start = find_start(cfg)
         data = TrainingData(cfg, start.state.data["batches_per_step"] if start.state is not None else None)
         if start.state is not None:
@@ -80,14 +85,42 @@ def train(cfg: Any, make_task: Callable[[Mapping[str, Any]], Any], dry_run: bool
         seed_everything(cfg["seed"])
         if cfg["deterministic"]:
             use_deterministic_kernels()
-        folder = Path(broadcast_text(str(make_run_folder(cfg)) if parallel_state().is_main else None))
         try:
+            folder = Path(_on_main(lambda: str(make_run_folder(cfg, None if alone else stay))))
             with Watchdog(folder, cfg["hang_timeout_s"]):
                 return _run(cfg, make_task, settings, data, start, folder)
         finally:
             data.close()
     finally:
         shut_down()
+        stay.close()
+
+
+def _enter(cfg: Any, stay: ExitStack) -> bool:
+    """Keep others out of a named run before its checkpoints are read; False if it is not there yet."""
+    folder = Path(cfg["outputs"]) / (cfg["run_name"] or "")
+
+    def enter() -> bool:
+        there = bool(cfg["run_name"]) and folder.is_dir()
+        if there:
+            stay.enter_context(alone_in(folder))
+        return there
+
+    return _on_main(enter)
+
+
+def _on_main(call: Callable[[], Any]) -> Any:
+    """Return on all processes what a call gives on the first one; what is wrong is an error of all."""
+    said, error = {}, None
+    if parallel_state().is_main:
+        try:
+            said = {"result": call()}
+        except USER_ERRORS as wrong:
+            said, error = {"error": str(wrong)}, wrong
+    said = json.loads(broadcast_text(json.dumps(said)))
+    if "error" in said:
+        raise error or ValueError(said["error"])
+    return said["result"]
 
 
 def _check(cfg: Any) -> TrainerSettings:

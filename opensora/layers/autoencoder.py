@@ -2,25 +2,26 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor, nn
 
-from opensora.acceleration.collectives import spread
+from opensora.acceleration.collectives import even_sizes, spread
 from opensora.acceleration.parallel import parallel_state
 from opensora.layers.checks import check_count, check_length, check_video
 from opensora.layers.interfaces import Posterior, Reconstruction
-from opensora.layers.streaming import StreamState, regroup, streaming
+from opensora.layers.streaming import LongestMemory, SharedStream, StreamState, regroup, streaming
 from opensora.layers.tiles import check_tiles, in_tiles
 from opensora.layers.vae_blocks import draw_latents
 from opensora.utils.random import Draws, ReplayDraws
 
 Statistics = Sequence[float] | Sequence[Sequence[float]]
 States = dict[tuple[int, ...], StreamState]
-Run = tuple[int, int, int]  # latent frames: where the warm-up, the run itself and what follows it begin
+Run = tuple[int, int]  # latent frames of a video: the first, and the one after the last
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class VideoAutoencoder(nn.Module, ABC):
         super().__init__()
         self.latent_channels, self.stride = latent_channels, stride
         self.streams, self.pieces = streams, pieces
-        self._halos: dict[bool, int] = {}  # of encoder and decoder, once they are needed
+        self._shortest: dict[bool, int] = {}  # runs of encoder and decoder, once they are needed
         # Plain tensors, not buffers: they stay fp32 on the host when the weights are cast or made on "meta".
         self.latent_mean = _statistics("latent_mean", latent_mean, latent_channels, 0.0)
         self.latent_std = _statistics("latent_std", latent_std, latent_channels, 1.0)
@@ -216,7 +217,7 @@ class VideoAutoencoder(nn.Module, ABC):
         """Yield the parts of `decode` one after the other, a chunk at a time; arguments as there.
 
         A layout that streams takes latents in parts too. With `micro_frame_size=None` latents that come in
-        one piece are decoded in one.
+        one piece are decoded in one, by a sequence group in one part per process.
         """
         if isinstance(z, Tensor):
             check_video("z", z, self.latent_channels)
@@ -233,7 +234,7 @@ class VideoAutoencoder(nn.Module, ABC):
             left, parts = num_frames, z
         runs = self._runs(z.shape[2], decodes=True) if self.streams and isinstance(z, Tensor) else []
         if len(runs) > 1:
-            for video in spread(partial(self._decode_run, z, chunk), runs, z.device):
+            for video in spread(partial(self._decode_run, {}, z), runs, z.device):
                 yield video[:, :, :left]
                 left -= video.shape[2]
                 if left <= 0:
@@ -267,59 +268,57 @@ class VideoAutoencoder(nn.Module, ABC):
         # Runs and chunks are shared by the processes of a sequence group.
         if self.streams:
             runs = self._runs(self._latent_length(video.shape[2]), decodes=False)
-            out = list(spread(partial(self._encode_run, video), runs, video.device))
+            encode = self._encode_alone if len(runs) == 1 else partial(self._encode_run, {})
+            out = list(spread(partial(encode, video), runs, video.device))
         else:
             parts = [video[:, :, start:stop] for start, stop in self._chunks(video.shape[2])]
             encode = partial(self._run, self._encode, cells=(self.stride[1], 1), states=None)
             out = list(spread(encode, parts, video.device))
         return _precise(out[0] if len(out) == 1 else torch.cat(out, dim=2))
 
-    def _encode_run(self, video: Tensor, run: Run) -> Tensor:
-        start, first, stop = run
-        video = video[:, :, self.stride[0] * start : self.stride[0] * (stop - 1) + 1]
-        parts = [video] if self.pieces.frames is None else list(self._stream_parts([video]))
+    def _encode_alone(self, video: Tensor, run: Run) -> Tensor:
+        parts = list(self._stream_parts([video]))
         states: States | None = {} if len(parts) > 1 else None
         out = [self._run(self._encode, part, (self.stride[1], 1), states) for part in parts]
-        return (out[0] if len(out) == 1 else torch.cat(out, dim=2))[:, :, first - start :]
+        return out[0] if len(out) == 1 else torch.cat(out, dim=2)
 
-    def _decode_run(self, z: Tensor, chunk: int, run: Run) -> Tensor:
-        start, first, stop = run
-        skipped = self._decoded_length(first - start, chunk) if first else 0
-        return torch.cat(list(self._decode_parts(z[:, :, start:stop].split(chunk, 2), None)), 2)[
-            :, :, skipped:
-        ]
+    def _encode_run(self, states: States, video: Tensor, run: Run) -> Tensor:
+        first, last = (max(0, self.stride[0] * (n - 1) + 1) for n in run)
+        return self._run(self._encode, video[:, :, first:last], (self.stride[1], 1), states, shared=True)
+
+    def _decode_run(self, states: States, z: Tensor, run: Run) -> Tensor:
+        z = self.denormalize(z[:, :, slice(*run)])
+        return _precise(self._run(self._decode, z, (1, self.stride[1]), states, shared=True))
 
     def _runs(self, frames: int, decodes: bool) -> list[Run]:
-        """Cut latent frames into runs for the processes of a sequence group; one run with gradients.
+        """Cut latent frames into runs that the processes of a sequence group take in turns, one each.
 
-        A run starts as if it were the beginning of a video, so many frames early that nothing of that is
-        left in its own ones. With chunks runs are short too, so that memory does not grow with length.
+        With chunks, runs are no longer than one, or than twice the shortest. It is one run for all with
+        gradients, and where runs would be so short that a layer keeps more frames than a run has.
         """
         size = 1 if torch.is_grad_enabled() else parallel_state().sequence_size
         if size == 1:
-            return [(0, 0, frames)]
-        if decodes not in self._halos:
-            self._halos[decodes] = self._halo(decodes)
-        halo, length = self._halos[decodes], -(-frames // size)
-        if self.pieces.frames is not None:
-            length = min(length, max(self._latent_length(self.pieces.frames), 4 * halo))
-        if frames <= halo + length:  # the last run would warm up with all that precedes it
-            return [(0, 0, frames)]
-        return [(max(0, n - halo), n, min(n + length, frames)) for n in range(0, frames, length)]
+            return [(0, frames)]
+        if decodes not in self._shortest:
+            self._shortest[decodes] = self._shortest_run(decodes)
+        chunk = frames if self.pieces.frames is None else self._latent_length(self.pieces.frames)
+        turns = min(-(-frames // (size * chunk)), frames // (size * self._shortest[decodes]))
+        if not turns:
+            return [(0, frames)]
+        return list(pairwise(accumulate(even_sizes(frames, size * turns), initial=0)))
 
     @torch.no_grad()
-    def _halo(self, decodes: bool) -> int:
-        """Return how many latent frames back the layers of encoder or decoder look, one behind the other."""
-        weight, state = next(self.encoder.parameters()), StreamState()
+    def _shortest_run(self, decodes: bool) -> int:
+        """Return how many latent frames a run needs, so that no layer keeps more frames than it sees."""
+        weight, state = next(self.encoder.parameters()), LongestMemory()
         call, channels, cell = (self._encode, 3, self.stride)
         if decodes:
             call, channels, cell = self._decode, self.latent_channels, (1, 1, 1)
         for frames in (1, cell[0]):  # the beginning, then one latent frame
-            state.reach = 0.0
+            state.frames_needed = 1.0
             with streaming(state):
                 call(weight.new_zeros(1, channels, frames, *(2 * side for side in cell[1:])))
-        # At the beginning of a video a latent frame stands for one frame, not for a stride of them.
-        return max(1, math.ceil(state.reach + 1 - 1 / self.stride[0]))
+        return math.ceil(state.frames_needed)
 
     def _decode_parts(self, parts: Iterable[Tensor], left: int | None) -> Iterator[Tensor]:
         states: States = {}
@@ -345,14 +344,22 @@ class VideoAutoencoder(nn.Module, ABC):
             if not left:
                 return
 
-    def _run(self, network: object, x: Tensor, cells: tuple[int, int], states: States | None) -> Tensor:
-        """Call a network on micro batches and tiles, each of which has a stream of its own."""
+    def _run(
+        self,
+        network: Callable[[Tensor], Tensor],
+        x: Tensor,
+        cells: tuple[int, int],
+        states: States | None,
+        shared: bool = False,
+    ) -> Tensor:
+        """Call a network on micro batches and tiles; each has a stream, of its own or of the group."""
+        kind = SharedStream if shared else StreamState
         x = x.to(next(self.encoder.parameters()).dtype)
         done = []
         for i, clips in enumerate(x.split(self.pieces.clips or len(x))):
 
             def call(tile: Tensor, place: tuple[int, int], i: int = i) -> Tensor:
-                state = None if states is None else states.setdefault((i, *place), StreamState())
+                state = None if states is None else states.setdefault((i, *place), kind())
                 with streaming(state):
                     return network(tile)
 

@@ -70,8 +70,10 @@ def norm_and_turn(qkv: Tensor, weight: Tensor | None, phases: Tensor | None) -> 
         return _NormAndTurn.apply(qkv, weight, phases)
     rows = _rows(qkv)
     for start in _starts(qkv):
-        part, turns = qkv[:, start : start + rows, :2], None if phases is None else phases[start : start + rows]
-        new, _ = _norm_and_turn(part, weight, turns, own=True)
+        part, turn = qkv[:, start : start + rows, :2], phases
+        if turn is not None:
+            turn = turn[start : start + rows]
+        new, _ = _norm_and_turn(part, weight, turn, own=True)
         if new.data_ptr() != part.data_ptr():  # float32 was changed where it lies
             part.copy_(new)
     return qkv.unbind(2)

@@ -161,7 +161,9 @@ def split(x: Tensor, layout: Layout | None) -> Tensor:
     """Return this process's tokens of all. Shape [B, T, S, D]."""
     if layout is None:
         return x
-    return take_part(_ordered(x, layout.order), layout.dim, layout.sizes)
+    part = take_part(_ordered(x, layout.order), layout.dim, layout.sizes)
+    # Without gradients blocks write over their tokens, so a part of all of them would keep all in memory.
+    return part if torch.is_grad_enabled() else part.clone(memory_format=torch.contiguous_format)
 
 
 def gather(x: Tensor, layout: Layout | None) -> Tensor:

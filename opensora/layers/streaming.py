@@ -3,6 +3,9 @@
 `with streaming(state):` around a call of a network that is causal as a whole makes the call continue where
 the last one with that state ended. The parts together give what one call with the whole video gives, and the
 state does not grow. Networks are called as ever; only their causal layers look for a state.
+
+Parts may also follow each other from process to process of a sequence group (`SharedStream`): then each layer
+gets the end of the part before from the process that has that part, at the same time as it computes its own.
 """
 
 from collections.abc import Iterable, Iterator
@@ -12,14 +15,83 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor, nn
 
+from opensora.acceleration.collectives import pass_on
+from opensora.acceleration.parallel import parallel_state
+
 
 class StreamState:
-    """The last frames that each layer saw; `reach` adds up what share of a call's length each one keeps."""
+    """The last frames that each layer saw.
+
+    Attributes:
+        frames: These frames by layer. Shape [B, C, n, H, W].
+        started: Layers that saw the beginning of the video.
+    """
 
     def __init__(self) -> None:
-        self.reach = 0.0
         self.frames: dict[nn.Module, Tensor] = {}
         self.started: set[nn.Module] = set()
+
+    def follow(self, owner: nn.Module, x: Tensor, keep: int, start: Tensor | None) -> Tensor | None:
+        """Return the last `keep` frames before `x`, None at the beginning, and remember the end of `x`.
+
+        Args:
+            owner: The layer.
+            x: Its input. Shape [B, C, T, H, W].
+            keep: Frames to remember; fewer only where the video, with `start` before it, has not so many.
+            start: What stands before a video.
+        """
+        past = self.frames.get(owner)
+        before = start if past is None else past
+        seen = x if before is None or x.shape[2] >= keep else torch.cat((before, x), dim=2)
+        # A copy, because layers may write over their input.
+        self.frames[owner] = seen[:, :, -keep:].clone()
+        return past
+
+    def begins(self, owner: nn.Module) -> bool:
+        """Return whether a layer sees the beginning of the video. Ask once per call."""
+        first = owner not in self.started
+        self.started.add(owner)
+        return first
+
+
+class SharedStream(StreamState):
+    """Parts that follow each other from process to process of a sequence group, in turns.
+
+    In each turn every process calls the network on one part, all at the same time. A part must be so long
+    that no layer sees fewer frames than it keeps.
+    """
+
+    def follow(self, owner: nn.Module, x: Tensor, keep: int, start: Tensor | None) -> Tensor | None:
+        """Return the last `keep` frames before `x`, from the process that has them; all processes call it."""
+        assert x.shape[2] >= keep, "a run of a sequence group is too short for this layer"
+        before = pass_on(x[:, :, -keep:])
+        if parallel_state().sequence_rank:
+            return before
+        past = self.frames.get(owner)
+        self.frames[owner] = before  # the end of this turn, where the next one begins
+        return past
+
+    def begins(self, owner: nn.Module) -> bool:
+        """Return whether a layer sees the beginning of the video: once, on the first process."""
+        return not parallel_state().sequence_rank and super().begins(owner)
+
+
+class LongestMemory(StreamState):
+    """Measures how many latent frames a part needs, so that each layer sees as many frames as it keeps.
+
+    Attributes:
+        frames_needed: After a call with one latent frame that is not the first: of a run, also of one at the
+            beginning of a video, where the first latent frame stands for one frame.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frames_needed = 1.0
+
+    def follow(self, owner: nn.Module, x: Tensor, keep: int, start: Tensor | None) -> Tensor | None:
+        """As a stream does; the length of `x` is the number of frames per latent frame."""
+        self.frames_needed = max(self.frames_needed, 1 + (keep - 1) / x.shape[2])
+        return super().follow(owner, x, keep, start)
 
 
 _CURRENT: ContextVar[StreamState | None] = ContextVar("stream", default=None)
@@ -51,26 +123,17 @@ def past_frames(
         Real frames before `x`, shape [B, C, n, H, W] or None, and the number of zero frames before those.
     """
     state = _CURRENT.get()
-    past = None if state is None else state.frames.get(owner)
-    needed = front if past is None else keep
-    if past is None and repeat_first and front:
-        past = x[:, :, :1].expand(-1, -1, front, -1, -1)
-    if state is not None and keep:
-        seen = x if past is None or x.shape[2] >= keep else torch.cat((past, x), dim=2)
-        state.reach += keep / x.shape[2]
-        # A copy, because layers may write over their input.
-        state.frames[owner] = seen[:, :, -keep:].clone()
-    return past, needed - (0 if past is None else past.shape[2])
+    start = x[:, :, :1].expand(-1, -1, front, -1, -1) if repeat_first and front else None
+    past = state.follow(owner, x, keep, start) if state is not None and keep else None
+    if past is None:
+        return start, front if start is None else 0
+    return past, keep - past.shape[2]
 
 
 def is_first(owner: nn.Module) -> bool:
     """Return whether a layer is called for the beginning of a video. Ask once per call."""
     state = _CURRENT.get()
-    if state is None:
-        return True
-    first = owner not in state.started
-    state.started.add(owner)
-    return first
+    return state is None or state.begins(owner)
 
 
 def regroup(parts: Iterable[Tensor], stride: int) -> Iterator[Tensor]:

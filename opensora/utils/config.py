@@ -11,6 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from keyword import iskeyword
 from pathlib import Path
 from types import FunctionType, ModuleType
@@ -19,7 +20,7 @@ from typing import Any
 from mmengine.config import Config
 
 from opensora.utils.config_defaults import base_configs
-from opensora.utils.files import write_text
+from opensora.utils.files import alone_in, write_text
 from opensora.utils.logging import get_logger
 from opensora.utils.overrides import alias_table, apply_overrides
 from opensora.utils.published_config import is_published, translate_config
@@ -163,7 +164,7 @@ def plain(value: Any) -> Any:
     return value
 
 
-def make_run_folder(cfg: Config) -> Path:
+def make_run_folder(cfg: Config, stay: ExitStack | None = None) -> Path:
     """Create the folder of a run and write `config.py` into it.
 
     Without `run_name` the folder is `outputs/NNN-MODEL`, one above the highest number there. Two runs that
@@ -172,9 +173,12 @@ def make_run_folder(cfg: Config) -> Path:
 
     Args:
         cfg: The config of the run.
+        stay: Keeps other processes out of the folder until it is left, from before the config is written. One
+            that is there already is not waited for.
 
     Raises:
         ValueError: `run_name` is not a plain name.
+        BlockingIOError: Another process works in the folder.
     """
     outputs = Path(cfg.outputs)
     outputs.mkdir(parents=True, exist_ok=True)
@@ -189,6 +193,8 @@ def make_run_folder(cfg: Config) -> Path:
             )
         folder = outputs / cfg.run_name
         folder.mkdir(exist_ok=True)
+    if stay is not None:
+        stay.enter_context(alone_in(folder, patience_s=0))
     target = folder / "config.py"
     if target.exists() and plain(Config(read_config(target))) != plain(cfg):
         taken = sum(1 for _ in folder.glob("config-*.py"))

@@ -40,6 +40,7 @@ def test_the_autoencoder_learns_and_shows_it(vae):
 def test_a_run_folder_holds_all_that_is_promised(one_process):
     assert [read_state(path).step for path in list_checkpoints(one_process)] == [5, 10, 12]
     assert {path.name for path in one_process.iterdir()} == {
+        ".lock",
         "checkpoints",
         "config.py",
         "log.jsonl",

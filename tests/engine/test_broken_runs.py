@@ -4,15 +4,19 @@ The cases are those that users of video training report most: no batch without a
 seen, processes that wait for each other.
 """
 
+import subprocess
+import sys
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from opensora.engine import training_data
+from opensora.engine import training, training_data
 from opensora.engine.training import train
 from opensora.engine.training_data import TrainingData
 from opensora.utils.config_defaults import base_configs
+from opensora.utils.files import alone_in
 
 
 class Table:
@@ -107,6 +111,62 @@ def test_a_run_that_is_not_broken_goes_on_to_the_network():
     cfg = config([(16, 60, *WIDE)], VIDEOS, outputs="nowhere", device="cpu")
     with pytest.raises(AssertionError, match="a network was built"):
         train(cfg, no_task, dry_run=True)
+
+
+WORKS = """
+import sys, time
+from pathlib import Path
+from opensora.utils.files import alone_in
+run = Path(sys.argv[1])
+with alone_in(run):
+    print("works", flush=True)
+    time.sleep(float(sys.argv[2]))
+    (run / "saved").touch()
+"""
+
+
+@pytest.fixture
+def works(tmp_path):
+    """Start a process that works in the run "run" for so many seconds."""
+
+    def start(seconds):
+        (tmp_path / "run").mkdir()
+        words = [sys.executable, "-c", WORKS, str(tmp_path / "run"), str(seconds)]
+        process = subprocess.Popen(words, stdout=subprocess.PIPE)
+        started.append(process)
+        assert process.stdout.readline() == b"works\n"
+
+    started = []
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def test_a_second_process_reads_a_runs_checkpoints_after_the_first_has_saved_its_last(
+    tmp_path, works, monkeypatch
+):
+    seen = []
+
+    def find(cfg):
+        seen.append((tmp_path / "run/saved").exists())
+        raise ValueError("enough seen")
+
+    monkeypatch.setattr(training, "find_start", find)
+    works(1.5)
+    with pytest.raises(ValueError, match="enough seen"):
+        train(config([(16, 60, *WIDE)], VIDEOS, outputs=str(tmp_path), run_name="run", device="cpu"), no_task)
+    assert seen == [True]
+
+
+def test_a_second_process_is_refused_where_the_first_goes_on(tmp_path, works, monkeypatch):
+    monkeypatch.setattr(training, "alone_in", partial(alone_in, patience_s=0.2))
+    works(60)
+    cfg = config([(16, 60, *WIDE)], VIDEOS, outputs=str(tmp_path), run_name="run", device="cpu")
+    with pytest.raises(BlockingIOError, match=r"run: process \d+ on .* works in this folder"):
+        train(cfg, no_task)
+    with pytest.raises(AssertionError, match="a network was built"):
+        train(cfg, no_task, dry_run=True)  # only looks
 
 
 def processes(size):

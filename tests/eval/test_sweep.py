@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from eval.sweep import LENGTHS, draw, markdown, prepare
+from eval.sweep import LENGTHS, draw, markdown, prepare, start
 from opensora.datasets.video_io import probe
+from opensora.engine.checkpoint import STATE
 from opensora.registry import MODELS, build
 from opensora.utils.config import load_config
 
@@ -38,6 +39,19 @@ def test_the_table_has_a_row_per_model_and_length_and_images_no_motion(tmp_path)
     assert "0.035 bits | 65 | 20 | 0.5 | 0.1 | 0.25" in lines[-1]
     draw(result, tmp_path / "sweep.png")
     assert (tmp_path / "sweep.png").stat().st_size > 1000
+
+
+def test_a_sweep_may_start_from_another(tmp_path):
+    checkpoint = tmp_path / "vqvae/checkpoints/epoch0-global_step10"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / STATE).touch()
+    (tmp_path / "streaming").mkdir()  # stopped before its first checkpoint
+    assert start(None, "vqvae") == []
+    words = start(tmp_path, "vqvae")
+    cfg = load_config([str(CONFIGS[0].parent / "vqvae.py"), *words])
+    assert cfg.vae.from_pretrained == str(tmp_path / "vqvae")
+    with pytest.raises(SystemExit, match="no model 'streaming', only vqvae"):
+        start(tmp_path, "streaming")
 
 
 @pytest.mark.slow

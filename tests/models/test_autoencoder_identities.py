@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from opensora.layers.causal_conv3d import BareCausalConv3d, set_tiling
+from opensora.layers.streaming import StreamState, streaming
 from opensora.layers.tiles import in_tiles
 from opensora.models.causal_video_vae import CausalVideoVAE, inflate
 from opensora.registry import MODELS, build
@@ -184,35 +185,67 @@ def test_chunks_that_continue_each_other_share_no_frame() -> None:
 
 @pytest.mark.parametrize("name", STREAMS)
 @torch.no_grad()
-def test_a_run_needs_just_as_many_frames_before_it_as_the_layers_look_back(name: str) -> None:
+def test_a_run_of_a_group_needs_just_as_many_frames_as_a_layer_keeps(name: str) -> None:
+    """Parts of the shortest run go through layers that see no fewer frames than they keep; less does not."""
+    kept = []
+
+    class Watch(StreamState):
+        def follow(self, owner, x, keep, start):
+            kept.append(x.shape[2] - keep)
+            return super().follow(owner, x, keep, start)
+
     vae = made(name)
-    reach, back = vae._halo(decodes=False), vae._halo(decodes=True)
-    first, stride = max(reach, back) + 1, vae.stride[0]
-    video = clip(stride * (first + 1) + 1, 8, 8)
-    encoded = vae._encoded(video)
-    assert apart(vae._encode_run(video, (first - reach, first, first + 2)), encoded[:, :, first:]) < EXACT
-    z = vae.encode(video)
-    whole = vae.decode(z)[:, :, stride * (first - 1) + 1 :]
-    assert apart(vae._decode_run(z, 3, (first - back, first, first + 2)), whole) < EXACT
-    # One frame less is missed, so it is no more than needed, but where two ways beside each other count both.
-    less = vae._encode_run(video, (first - reach + 1, first, first + 2))
-    assert "residual" in name or apart(less, encoded[:, :, first:]) > EXACT
+    for decodes in (False, True):
+        shortest, least = vae._shortest_run(decodes), []
+        for frames in (shortest, shortest - 1):
+            kept.clear()
+            parts = [vae.stride[0] * (frames - 1) + 1, vae.stride[0] * frames]
+            parts, call = ([frames] * 2, vae._decode) if decodes else (parts, vae._encode)
+            channels, side = (vae.latent_channels, 2) if decodes else (3, 16)
+            if not frames:
+                continue
+            with streaming(Watch()):
+                for length in parts:
+                    call(torch.zeros(1, channels, length, side, side, dtype=torch.float64))
+            least.append(min(kept))
+        assert least[0] >= 0 and (len(least) == 1 or least[1] < 0), (name, decodes)
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("name", STREAMS)
+def test_a_group_gives_what_one_process_gives(name: str, chunked: bool, group) -> None:
+    vae = made(name)
+    stride = vae.stride[0]
+    video = clip(stride * 10 + 1, 16, 16)
+    with torch.no_grad():
+        z = vae.encode(video)
+        whole = vae.decode(z)
+    if chunked:
+        vae = made(name, micro_frame_size=2 * stride + 1)
+    calls: list[int] = []
+    vae.decoder.register_forward_pre_hook(lambda _, args: calls.append(args[0].shape[2]))
+    for size in (2, 3):
+        assert max(apart(found, z) for found in group(size, lambda: vae.encode(video))) < EXACT
+        assert max(apart(found, whole) for found in group(size, lambda: vae.decode(z))) < EXACT
+        assert max(calls[-size:]) <= -(-z.shape[2] // size), "a process coded more than its share"
 
 
 @torch.no_grad()
-def test_runs_cover_the_video_and_none_is_cut_where_nothing_is_saved(monkeypatch) -> None:
+def test_runs_cover_the_video_and_all_processes_have_one_in_each_turn(monkeypatch) -> None:
     monkeypatch.setattr(
         "opensora.layers.autoencoder.parallel_state", lambda: SimpleNamespace(sequence_size=3)
     )
-    vae = made(STREAMS[0])
-    halo = vae._halo(decodes=True)
-    for frames in range(1, 9 * halo):
-        runs = vae._runs(frames, decodes=True)
-        assert [n for _, first, stop in runs for n in range(first, stop)] == list(range(frames))
-        assert all(first - start == min(first, halo) for start, first, _ in runs)
-        longest = max(stop - start for start, _, stop in runs)
-        assert len(runs) == (1 if frames <= halo + -(-frames // 3) else 3)
-        assert longest < frames or len(runs) == 1
+    for vae in (made(STREAMS[0]), made(STREAMS[0], micro_frame_size=9)):
+        shortest, chunk = vae._shortest_run(True), vae.pieces.frames and 5
+        for frames in range(1, 70):
+            runs = vae._runs(frames, decodes=True)
+            assert [n for run in runs for n in range(*run)] == list(range(frames))
+            lengths = [stop - start for start, stop in runs]
+            if len(runs) == 1:
+                assert frames < 3 * shortest
+                continue
+            assert len(runs) % 3 == 0 and min(lengths) >= shortest
+            assert max(lengths) <= (max(chunk, 2 * shortest) if chunk else -(-frames // 3))
 
 
 # Memory
@@ -220,12 +253,10 @@ def test_runs_cover_the_video_and_none_is_cut_where_nothing_is_saved(monkeypatch
 
 @torch.no_grad()
 def test_what_a_stream_keeps_does_not_grow() -> None:
-    from opensora.layers import streaming
-
     vae, sizes = made("VideoVAE, streaming preset"), []
-    network, state = vae.decoder, streaming.StreamState()
+    network, state = vae.decoder, StreamState()
     for _ in range(3):
-        with streaming.streaming(state):
+        with streaming(state):
             network(torch.randn(1, 4, 2, 4, 4, dtype=torch.float64))
         sizes.append(sum(x.numel() for x in state.frames.values()))
         assert all(x.untyped_storage().nbytes() == 8 * x.numel() for x in state.frames.values())

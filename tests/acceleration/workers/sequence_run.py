@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from opensora.acceleration.activation_checkpoint import set_activation_checkpoint
-from opensora.acceleration.collectives import spread
+from opensora.acceleration.collectives import pass_on, spread
 from opensora.acceleration.engine import build_engine
 from opensora.acceleration.parallel import (
     all_reduce_mean,
@@ -145,7 +145,7 @@ def generate():
 
 
 def stream():
-    """Return latents and video of causal autoencoders, whole and in chunks; their halos; the longest call."""
+    """Return latents and video of causal autoencoders, whole and in chunks, and the longest call."""
     torch.manual_seed(3)
     patches = {"patch_size": (2, 4, 4), "channel_multipliers": (1,), "temporal_down": (), "temporal_up": ()}
     settings = {"latent_channels": 4, "channels": 32, "num_res_blocks": 1, "norm": "pixel", **patches}
@@ -163,7 +163,7 @@ def stream():
         z = vae.encode(video)
         made = [z, vae.decode(z, 250), chunked.encode(video), *chunked.decode_stream(z, 250)]
     made[3:] = [torch.cat(made[3:], dim=2)]
-    return made, [vae._halo(False), vae._halo(True), max(lengths)]
+    return made, max(lengths)
 
 
 torch.set_num_threads(1)
@@ -199,6 +199,8 @@ results["made"] = [list(part.shape) for part in again]
 results["encoded"] = error(again[2], made[2])
 parts, results["longest"] = stream()
 results["streamed"] = [error(part, whole) for part, whole in zip(parts, streamed, strict=True)]
+rank = torch.full((2,), float(state.sequence_rank))
+results["passed"] = [pass_on(rank.to(kind)).tolist() for kind in (torch.float32, torch.bfloat16)]
 computed = []
 with torch.no_grad():
     parts = [torch.full((n,), float(n)) for n in range(5)]
