@@ -1,25 +1,19 @@
 """A video coded by the processes of a sequence group, beside one process alone.
 
-The layout of configs/vae/train/streaming.py at a quarter of its width, in chunks of 17 frames, one thread per
-process, so that two processes need two cores. It takes about two minutes.
+The network and clips of `benchmarks/pieces.py` in chunks, one thread per process, so that two processes need two
+cores. It takes about four minutes.
 """
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
-
-import torch
+from collections.abc import Iterator
 
 from benchmarks.measure import Measure, wanted
+from benchmarks.pieces import CHUNK, SIZE, network
 from benchmarks.processes import in_processes
 from opensora.acceleration.parallel import barrier
-from opensora.models.video_vae import VideoVAE
-from opensora.utils.config import load_config
 
 PROCESSES = 2
-CONFIG = "configs/vae/train/streaming.py"
-CHUNK = 17
-SIZE = (48, 48)
 LENGTHS = (65, 257)
 SIDES = ("encode", "decode")
 ROUNDS = 2  # of both kinds of groups in turn
@@ -46,7 +40,7 @@ def run() -> Iterator[Measure]:
 
 def seconds(side: str, frames: str) -> float:
     """Return the median time of a call in this process group."""
-    call, times = _call(side, int(frames)), []
+    call, times = network(int(frames), side, "chunked"), []
     for turn in range(REPEATS + 1):
         barrier()
         start = time.perf_counter()
@@ -54,22 +48,3 @@ def seconds(side: str, frames: str) -> float:
         if turn:
             times.append(time.perf_counter() - start)
     return statistics.median(times)
-
-
-def _model() -> VideoVAE:
-    settings = {k: v for k, v in load_config([CONFIG])["vae"].items() if k not in ("type", "from_pretrained")}
-    settings.pop("ignore_keys")
-    torch.manual_seed(0)
-    return VideoVAE(**settings | dict(channels=32, micro_frame_size=CHUNK)).eval()
-
-
-def _call(side: str, frames: int) -> Callable[[], None]:
-    vae = _model()
-    shape = (3, frames, *SIZE) if side == "encode" else (16, *vae.latent_shape(frames, *SIZE))
-    data = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
-
-    @torch.no_grad()
-    def call() -> None:
-        getattr(vae, side)(data)
-
-    return call

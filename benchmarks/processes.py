@@ -22,7 +22,7 @@ def in_processes(count: int, function: str, *words: str) -> Any:
 
     Args:
         count: Processes.
-        function: Module and name, as in "benchmarks.group:times".
+        function: Module and name, as in "benchmarks.group:seconds".
         words: Its arguments. What it returns goes through JSON.
 
     Raises:
