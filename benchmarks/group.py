@@ -1,6 +1,6 @@
 """A video coded by the processes of a sequence group, beside one process alone.
 
-The network and clips of `benchmarks/pieces.py` in chunks, one thread per process, so that two processes need two
+The network and clips of `benchmarks/pieces.py` in chunks, one thread per process, so two processes need two
 cores. It takes about four minutes.
 """
 
